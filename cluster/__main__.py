@@ -1,0 +1,5 @@
+"""`python -m cluster`: the same as `git-cluster`."""
+
+from cluster.cli import main
+
+main()

@@ -1,0 +1,69 @@
+"""Who may do what to a repository: grants in, a decision and its reason out. No input or output of its own.
+
+The reason is for people: it is what `git cluster access` prints, and the log of a request that was refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cluster import names
+from cluster.model import Actor, ActorKind, Grant, Level
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The highest level that is allowed (None: nothing), why in one line, and the grant that decided."""
+
+    level: Level | None
+    because: str
+    grant: Grant | None = None
+
+    def allows(self, level: Level) -> bool:
+        return self.level is not None and level.rank <= self.level.rank
+
+
+def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
+    """What `actor` may do to `repository`, by its name in checked form. The first row that fits decides:
+
+        actor      grants that match                       may
+        ────────   ─────────────────────────────────────   ───────────────────────────────────────────────
+        operator   any                                     everything
+        device     any                                     read: for sync; it never pushes for itself
+        user       none                                    nothing
+        user       one more specific than the others       that grant's level, even if it is the lower one
+        user       equally specific, one names the user    that one's level
+        user       equally specific, the same in naming    the highest of their levels
+
+    A grant matches if it is to this user or to everyone, and its pattern means the repository. The more
+    specific one wins, so that an exception can be made both ways: where everyone may write to team/*,
+    a grant of read on team/archive closes that one. `names.specificity` says which pattern is more specific.
+    """
+    if actor.kind is ActorKind.OPERATOR:
+        return Decision(Level.ADMIN, f"operator {actor.name} may admin: operators may do anything")
+    if actor.kind is ActorKind.DEVICE:
+        return Decision(
+            Level.READ, f"device {actor.name} may read: devices read everything and write nothing"
+        )
+    matching = [
+        grant
+        for grant in grants
+        if grant.actor in (None, actor.name) and names.matches(grant.pattern, repository)
+    ]
+    if not matching:
+        because = f"{actor.name} may nothing: no grant to {actor.name} or to everyone covers {repository}"
+        return Decision(None, because)
+    # The pattern itself comes last, so that the reason does not depend on the order of the rows.
+    grant = max(
+        matching,
+        key=lambda grant: (
+            names.specificity(grant.pattern),
+            grant.actor is not None,
+            grant.level.rank,
+            grant.pattern,
+        ),
+    )
+    to = "everyone" if grant.actor is None else grant.actor
+    because = f"{actor.name} may {grant.level}: grant {grant.level} to {to} on {grant.pattern}"
+    return Decision(grant.level, because, grant)

@@ -1,0 +1,208 @@
+"""What an operator's command line asks a device to do: `git-cluster-operator VERB '{…}'`, answered in JSON lines.
+
+    {"say": "…"}                      progress, any number
+    {"result": {…}}                   done
+    {"error": "…", "hint": "…"}       not done
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from cluster import git
+from cluster.client import Client
+from cluster.errors import ClusterError, Frozen, GitFailed, NotFound, Refused, UsageError
+from cluster.heal import alive, describe, resolve, still
+from cluster.locks import write_lock
+from cluster.model import HEAD, RefUpdate, Snapshot
+from cluster.names import OperatorCommand, ref_name, repository_name
+from cluster.node import Node
+from cluster.sync import Say, catch_up
+from cluster.versions import checksum_of, difference, updated
+
+_log = logging.getLogger(__name__)
+
+
+def answer(node: Node, command: OperatorCommand, client: Client) -> int:
+    """Carry out one command and write its answer. Errors are answers too; the exit code says which it was."""
+
+    def write(document: dict[str, Any]) -> None:
+        client.write(json.dumps(document).encode() + b"\n")
+
+    try:
+        verb = _VERBS.get(command.verb)
+        if verb is None:
+            raise UsageError(f"this device knows no command {command.verb}", hint="is it an older git-cluster?")
+        snapshot = node.db.snapshot(repository_name(str(command.arguments.get("repository", ""))))
+        if snapshot.of(node.name) is None:
+            raise NotFound(f"device {node.name} does not hold {snapshot.repository.name}")
+        result = verb(node, snapshot, command.arguments, lambda line: write({"say": line}))
+    except ClusterError as error:
+        _log.warning("operator's %s: %s", command.verb, error.what, exc_info=error.__cause__)
+        write({"error": error.what, "hint": error.hint})
+        return error.exit_code
+    write({"result": result})
+    return 0
+
+
+Arguments = dict[str, object]
+
+
+def _sync(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    catch_up(node, snapshot.repository.id, say)
+    return _position(node, snapshot)
+
+
+def _verify(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    """Hold the refs against the position, and what they reach against itself; rebuild what is bad."""
+    repository = snapshot.repository
+    node.store.forget(repository.id)
+    fault = _fault(node, snapshot)
+    if fault is None:
+        return _position(node, snapshot) | {"verified": True}
+    say(f"{repository.name} on {node.name}: {fault}")
+    if not any(r.device.name != node.name for r in snapshot.leaders):
+        raise Refused(
+            f"{repository.name} on {node.name} is damaged ({fault}), and no other device holds the newest version",
+            hint="nothing was touched; bring another copy back, or restore this one from a backup",
+        )
+    node.db.quarantine(repository.id, node.name, fault)
+    if "object" in fault:
+        node.store.set_aside(repository.id, "damaged")
+    catch_up(node, repository.id, say)
+    return _position(node, snapshot) | {"verified": False, "fault": fault}
+
+
+def _fault(node: Node, snapshot: Snapshot) -> str | None:
+    repository = snapshot.repository
+    mine = snapshot.of(node.name)
+    assert mine is not None
+    if mine.position is None:
+        return None
+    if not node.store.exists(repository.id):
+        return "its disk holds no copy, though it should"
+    with node.store.holding(repository.id, "write", 30.0):
+        mine = node.db.snapshot_of(repository.id).of(node.name)
+        assert mine is not None
+        if mine.intent is not None:
+            raise Frozen(f"{repository.name} has an interrupted write on {node.name}", hint="thaw it first")
+        if mine.position is None or node.store.checksum(repository.id) != mine.position.checksum:
+            return f"its refs are not those of version {mine.version}"
+    try:
+        git.run(
+            ["fsck", "--full", "--no-dangling", "--no-progress"], git_dir=node.store.path(repository.id)
+        )
+    except GitFailed as error:
+        _log.warning("fsck of %s: %s", repository.name, error.what)
+        return "objects that its refs reach are missing or damaged"
+    return None
+
+
+def _alive(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    return {"alive": alive(node, snapshot.repository.id)}
+
+
+def _resolve(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    return {"lines": resolve(node, snapshot, dry_run=bool(arguments.get("dry_run")), say=say)}
+
+
+def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    """Commit what this disk holds as the next version. The command line has asked for consent to every loss."""
+    repository, dry_run = snapshot.repository, bool(arguments.get("dry_run"))
+    if repository.version != arguments.get("base"):
+        raise Refused(f"{repository.name} changed meanwhile", hint="look again with --dry-run")
+    with still(node, repository.id, "thaw") as connection:
+        snapshot = node.db.snapshot_of(repository.id)
+        mine = snapshot.of(node.name)
+        assert mine is not None
+        if snapshot.repository.version != arguments.get("base"):
+            raise Refused(f"{repository.name} changed meanwhile", hint="look again with --dry-run")
+        refs = node.store.refs(repository.id)
+        values = {value for ref, value in refs.items() if ref != HEAD}
+        if not node.store.connected(repository.id, values, []):
+            raise Refused(
+                f"device {node.name}'s copy is not whole: its refs reach objects that are not there",
+                hint="promote another device",
+            )
+        zero = git.ZERO[repository.object_format]
+        changes = difference(node.db.refs_at(repository.id, repository.version), refs, zero)
+        lines = [f"the next version changes {len(changes)} ref{'' if len(changes) == 1 else 's'}:"]
+        lines = [*lines, *(describe(change) for change in changes)] if changes else ["its refs are those of the log"]
+        if dry_run:
+            return {"lines": lines}
+        owner = snapshot.intent_owner
+        position = snapshot.repository.position
+        with connection.transaction():
+            if owner is not None:
+                node.db.demote(repository.id, owner.device.name, "demoted by an administrator", connection=connection)
+            if changes:
+                position = node.db.commit_decree(
+                    repository.id,
+                    position,
+                    checksum_of(refs),
+                    uuid4(),
+                    changes,
+                    actor=owner.intent.actor if owner and owner.intent and owner is mine else "operator",
+                    device=node.name,
+                    via="thaw",
+                    connection=connection,
+                )
+            node.db.claim(repository.id, node.name, position, connection=connection)
+        if snapshot.repository.frozen is not None:
+            node.db.freeze(repository.id, None)
+        node.store.remember(repository.id, position.checksum)
+        node.store.mark(repository.id, position)
+        return {"lines": lines, "version": position.version}
+
+
+def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    """Make another branch the default one: a version like any other, so it travels."""
+    repository = snapshot.repository
+    branch = ref_name(str(arguments.get("branch", "")))
+    catch_up(node, repository.id, say)
+    with write_lock(
+        node.turns, node.db, repository.id, device=node.name, actor="operator", timeout=node.writes.lock_timeout
+    ) as connection:
+        snapshot = catch_up(node, repository.id, say)
+        refs = node.store.values(repository.id, [HEAD, branch])
+        if branch not in refs and snapshot.repository.version > 0:
+            raise NotFound(f"{repository.name} has no branch {branch.removeprefix('refs/heads/')}", hint="push it first")
+        change = RefUpdate(HEAD, refs[HEAD], f"ref: {branch}")
+        if change.old != change.new:
+            base = snapshot.repository.position
+            node.db.commit_decree(
+                repository.id,
+                base,
+                updated(base.checksum, [change]),
+                uuid4(),
+                [change],
+                actor="operator",
+                device=node.name,
+                via="set",
+                connection=connection,
+            )
+    catch_up(node, repository.id, say)
+    return _position(node, snapshot)
+
+
+def _position(node: Node, snapshot: Snapshot) -> dict[str, Any]:
+    mine = node.db.snapshot_of(snapshot.repository.id).of(node.name)
+    assert mine is not None
+    return {
+        "version": mine.version,
+        "checksum": str(mine.position.checksum) if mine.position else None,
+    }
+
+
+_VERBS: dict[str, Callable[[Node, Snapshot, Arguments, Say], dict[str, Any]]] = {
+    "sync": _sync,
+    "verify": _verify,
+    "alive": _alive,
+    "resolve": _resolve,
+    "promote": _promote,
+    "set-head": _set_head,
+}

@@ -1,0 +1,197 @@
+"""`git-cluster status` and `git-cluster log`: how things stand, and how they came to stand so."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster.cli import show
+from cluster.cli.app import REPOSITORY, App, command, json_option, pass_app
+from cluster.errors import ClusterError, DatabaseUnavailable, UsageError
+from cluster.model import HEAD, RefUpdate
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+REFRESH = 1.0
+"""Seconds between two looks of --watch."""
+
+Table = tuple[list[str], list[list[object]]]
+
+
+@command("status")
+@click.argument("repository", metavar="[REPO]", type=REPOSITORY, required=False)
+@click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")
+@click.option("--check", is_flag=True, help="Exit 1 unless everything is healthy.")
+@json_option
+@pass_app
+def status(app: App, repository: str | None, watch: bool, check: bool, as_json: bool) -> int:
+    """Devices, replicas, versions; what is frozen, and why."""
+    from cluster.status import healthy, observe
+
+    if watch and (as_json or check):
+        raise UsageError("--watch goes with neither --json nor --check", hint="Leave one of them out.")
+    if watch and not sys.stdout.isatty():
+        raise UsageError("--watch needs a terminal", hint="Use `status` in a loop, or `status --json`.")
+    name = app.config().cluster.name
+    with app.database() as db:
+        if watch:
+            _watch(lambda: observe(db, name, repository), detailed=bool(repository))
+            return 0
+        document = observe(db, name, repository)
+    if as_json:
+        show.as_json(document)
+    else:
+        _print(document, detailed=bool(repository))
+    return 1 if check and not healthy(document) else 0
+
+
+def _tables(document: dict[str, Any], *, detailed: bool) -> list[Table]:
+    """What is shown of a document: the devices, then the repositories or the replicas of the one that was named."""
+    devices: Table = (
+        ["device", "state", "last seen"],
+        [[d["name"], d["state"], show.ago(d["last_seen_at"])] for d in document["devices"]],
+    )
+    repositories: Table = (
+        ["repository", "state", "version", "copies", "replicas"],
+        [
+            [e["name"], e["state"], e["version"], f"{e['copies']}/{e['min_copies']}", _replicas(e)]
+            for e in document["repositories"]
+        ],
+    )
+    if not detailed:
+        return [devices, repositories]
+    replicas: Table = (
+        ["replica", "state", "version", "behind", "checksum", "synced", "writer", "tries", "last error"],
+        [
+            [
+                r["device"],
+                r["state"],
+                r["version"],
+                r["behind"],
+                (r["checksum"] or "")[:12],
+                show.ago(r["last_synced_at"]),
+                r["writer"],
+                r["attempts"],
+                r["reason"] or r["last_error"],
+            ]
+            for r in document["repositories"][0]["replicas"]
+        ],
+    )
+    return [devices, repositories, replicas]
+
+
+def _replicas(entry: dict[str, Any]) -> str:
+    """Every replica in a word: those that are current together, the rest each with what it is."""
+    current = [r["device"] for r in entry["replicas"] if r["state"] == "current"]
+    others = [
+        f"{r['device']} {r['state']}" + (f" by {r['behind']}" if r["state"] == "behind" else "")
+        for r in entry["replicas"]
+        if r["state"] != "current"
+    ]
+    return ", ".join(([f"current on {' '.join(current)}"] if current else []) + others)
+
+
+def _reasons(document: dict[str, Any]) -> list[str]:
+    return [
+        show.printable(f"{entry['name']} is {entry['state']}: {entry['reason']}")
+        for entry in document["repositories"]
+        if entry["reason"]
+    ]
+
+
+def _print(document: dict[str, Any], *, detailed: bool) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(_rich(document, detailed=detailed))
+        return
+    blocks = [f"cluster {document['cluster']}"]
+    blocks += [show.plain_table(*shown) for shown in _tables(document, detailed=detailed) if shown[1]]
+    blocks += ["\n".join(_reasons(document))] if _reasons(document) else []
+    click.echo("\n\n".join(blocks))
+
+
+def _rich(document: dict[str, Any], *, detailed: bool) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [Text(f"cluster {document['cluster']}", style="bold")]
+    for columns, rows in _tables(document, detailed=detailed):
+        parts += [Text(), show.rich_table(columns, rows) if rows else Text(f"no {columns[0]} yet", style="dim")]
+    for reason in _reasons(document):
+        parts += [Text(), Text(reason, style="yellow")]
+    return Group(*parts)
+
+
+def _watch(look: Any, *, detailed: bool) -> None:
+    """Look again and again. A database that is away for a while is said, and waited for."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    shown = _rich(look(), detailed=detailed)
+    with Live(shown, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.refresh()
+            time.sleep(REFRESH)
+            try:
+                shown = _rich(look(), detailed=detailed)
+                live.update(shown)
+            except DatabaseUnavailable as error:
+                live.update(Group(shown, Text(), Text(f"{error.what}; trying again", style="red")))
+
+
+@command("log")
+@click.argument("repository", metavar="REPO", type=REPOSITORY)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many versions.")
+@json_option
+@pass_app
+def log(app: App, repository: str, limit: int, as_json: bool) -> None:
+    """The push log of REPO, newest first: who changed what, when, and where."""
+    from cluster.status import timestamp
+
+    with app.database() as db:
+        entries = db.log(db.snapshot(repository).repository.id, limit=limit)
+    if as_json:
+        rows = [
+            {
+                "version": entry.version,
+                "actor": entry.actor,
+                "device": entry.device,
+                "via": entry.via,
+                "at": timestamp(entry.at),
+                "refs": [{"ref": ref.ref, "old": ref.old, "new": ref.new} for ref in entry.refs],
+            }
+            for entry in entries
+        ]
+        show.as_json(rows)
+        return
+    show.table(
+        ["version", "at", "actor", "device", "via", "refs"],
+        [[e.version, e.at, e.actor, e.device, e.via, _refs(e.refs)] for e in entries],
+        f"nothing was pushed to {repository} yet",
+    )
+
+
+def _refs(refs: tuple[RefUpdate, ...], most: int = 4) -> str:
+    shown = ", ".join(map(short, refs[:most]))
+    return shown + (f" and {len(refs) - most} more" if len(refs) > most else "")
+
+
+def short(update: RefUpdate) -> str:
+    """One change in a few words: +new-branch 1a2b3c4, main 1a2b3c4..5d6e7f8, -gone."""
+    ref = update.ref.removeprefix("refs/heads/").removeprefix("refs/")
+    if update.ref == HEAD:
+        return f"HEAD to {update.new.removeprefix('ref: refs/heads/')}"
+    if update.creates:
+        return f"+{ref} {update.new[:7]}"
+    return f"-{ref}" if update.deletes else f"{ref} {update.old[:7]}..{update.new[:7]}"
+
+
+def first_line(error: ClusterError) -> str:
+    """An error in one cell of a table."""
+    return show.printable(error.what)

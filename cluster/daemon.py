@@ -1,0 +1,267 @@
+"""`git-cluster serve`: one device at work.
+
+    endpoint    answers clients, peers and operators (cluster/ssh.py)
+    listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
+    workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
+    heartbeat   says every 2 s that this device is alive
+
+A clean stop lets commits under way finish, refuses new work, and says "stopped", so that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Event, Lock, Thread
+
+from cluster import admin, embedded, session, stage
+from cluster.client import Client
+from cluster.config import Config
+from cluster.db import Database
+from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, NotFound, Refused
+from cluster.faults import Faults
+from cluster.model import Actor, ActorKind, DeviceMode, Request
+from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
+from cluster.node import Node
+from cluster.peer import Peers
+from cluster.ssh import SshServer
+from cluster.store import Store
+from cluster.sync import catch_up
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT = 2.0
+"""Seconds between two signs of life; Device.OFFLINE_AFTER is five of them."""
+
+SYNCS = 4
+"""Replicas that are synced at the same time."""
+
+GRACE = 10.0
+"""Seconds for requests under way at a clean stop. A commit takes milliseconds; a slow client is not waited for."""
+
+SWEEP = 60.0
+"""Seconds between two looks for what a crash may have left: deleted repositories, staged refs of dead pushes."""
+
+
+def open_node(config: Config, environ: dict[str, str]) -> Node:
+    """Everything that this device works with, checked. ConfigError, DatabaseUnavailable, Refused."""
+    if config.device is None:
+        raise ConfigError(
+            f"{config.path} has no [device] section", hint="only a device can serve: give it name, data_dir and key"
+        )
+    data_dir = config.device.data_dir
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"[device] data_dir cannot be made: {error.strerror}", hint="choose another folder") from error
+    peers = Peers.from_file(config.device.key)
+    url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
+    db = Database(url, application_name=f"git-cluster {config.device.name}").open()
+    try:
+        device = db.device(config.device.name)
+    except NotFound as error:
+        db.close()
+        raise Refused(
+            f"device {config.device.name} is not registered in this cluster",
+            hint=f"register it once: git-cluster device add {config.device.name} --ssh URL --key FILE --host-key FILE",
+        ) from error
+    if device.mode is DeviceMode.DISABLED:
+        _log.warning("this device is disabled: it answers nobody until `git-cluster device enable %s`", device.name)
+    return Node(
+        name=device.name,
+        writes=config.writes,
+        db=db,
+        store=Store(data_dir, device.name, db.cluster_id()),
+        peers=peers,
+        faults=Faults.parse(environ.get("GIT_CLUSTER_FAULT", "")),
+    )
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code."""
+    _log_to_stderr()
+    node = open_node(config, dict(os.environ))
+    if config.ssh is None:
+        raise ConfigError(f"{config.path} has no [ssh] section", hint="a device without an endpoint serves nobody")
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    for leftover in node.store.run_directory().glob("scratch-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    keeper = Keeper(node, stop)
+    server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node, config.cluster.name))
+    host, port = server.start()
+    keeper.start()
+    _log.info("device %s serves SSH on %s port %s", node.name, host, port)
+    print(f"git-cluster: device {node.name} serves SSH on {host} port {port}", flush=True)
+    stop.wait()
+    _log.info("device %s stops", node.name)
+    server.stop_accepting()
+    server.close(GRACE)
+    keeper.finish()
+    node.peers.close()
+    node.db.close()
+    return 0
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("GIT_CLUSTER_LOG", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    logging.Formatter.converter = time.gmtime
+
+
+class Requests:
+    """What the SSH endpoint asks of this device."""
+
+    def __init__(self, node: Node, cluster: str) -> None:
+        self._node, self._cluster = node, cluster
+
+    def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
+        return self._node.db.identity(fingerprint)
+
+    def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
+        """Hand a command to whoever carries it out, if this actor may give it at all."""
+        node, kind = self._node, actor.kind
+        match command:
+            case ServiceCommand():
+                request = Request(
+                    actor, command.service, command.repository, protocol=protocol, via="ssh", address=address
+                )
+                _log.info("%s %s by %s %s", command.service, command.repository, kind, actor.name)
+                return session.serve(node, request, client)
+            case StageCommand() if kind is ActorKind.DEVICE:
+                return stage.keep(node, command, client)
+            case UnstageCommand() if kind is ActorKind.DEVICE:
+                return stage.release(node, command)
+            case OperatorCommand() if kind is ActorKind.OPERATOR:
+                return admin.answer(node, command, client)
+        raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
+
+    def greeting(self, actor: Actor) -> str:
+        return (
+            f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._cluster!r}. "
+            "It gives no shell; use it with git clone, fetch and push."
+        )
+
+
+class Keeper:
+    """What a device does without being asked: stay current, stay known to be alive, tidy up."""
+
+    def __init__(self, node: Node, stop: Event) -> None:
+        self._node, self._stop = node, stop
+        self._workers = ThreadPoolExecutor(SYNCS, thread_name_prefix="sync")
+        self._pending: set[int] = set()
+        self._again: set[int] = set()
+        self._mutex = Lock()
+        self._swept = 0.0
+        self._threads = [
+            Thread(target=self._beat, name="heartbeat", daemon=True),
+            Thread(target=self._listen, name="listener", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Say that this device is alive, then look at everything it holds."""
+        self._node.db.heartbeat(self._node.name)
+        for thread in self._threads:
+            thread.start()
+        for repository_id in self._node.db.held(self._node.name):
+            self._sync_soon(repository_id, force=True)
+
+    def finish(self) -> None:
+        """End the background work and say "stopped"."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        with suppress(ClusterError):
+            self._node.db.heartbeat(self._node.name, stopped=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            try:
+                self._node.db.heartbeat(self._node.name)
+            except DatabaseUnavailable as error:
+                _log.warning("no heartbeat: %s", error.what)
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            try:
+                for payload in self._node.db.listen():
+                    if self._stop.is_set():
+                        return
+                    if payload.isdigit():
+                        self._sync_soon(int(payload))
+                    else:
+                        self._look_around()
+            except ClusterError as error:
+                _log.warning("not listening: %s", error.what)
+                self._stop.wait(0.5)
+            except Exception:
+                _log.exception("the listener failed; it starts again")
+                self._stop.wait(2.0)
+
+    def _look_around(self) -> None:
+        for repository_id in self._node.db.unfit(self._node.name):
+            self._sync_soon(repository_id)
+        if time.monotonic() - self._swept > SWEEP:
+            self._swept = time.monotonic()
+            self._workers.submit(self._tidy)
+
+    def _sync_soon(self, repository_id: int, *, force: bool = False) -> None:
+        """Look at a replica in the background; once more if it changes while it is looked at."""
+        with self._mutex:
+            if repository_id in self._pending:
+                self._again.add(repository_id)
+                return
+            self._pending.add(repository_id)
+        with suppress(RuntimeError):  # shutting down
+            self._workers.submit(self._sync, repository_id, force)
+
+    def _sync(self, repository_id: int, force: bool) -> None:
+        try:
+            self._sync_now(repository_id, force)
+        except Exception:
+            _log.exception("syncing repository %s failed", repository_id)
+        with self._mutex:
+            self._pending.discard(repository_id)
+            again = repository_id in self._again
+            self._again.discard(repository_id)
+        if again:
+            self._sync_soon(repository_id)
+
+    def _sync_now(self, repository_id: int, force: bool) -> None:
+        node = self._node
+        try:
+            snapshot = node.db.snapshot_of(repository_id)
+            mine = snapshot.of(node.name)
+            if mine is None or mine.intent is not None:
+                return
+            if mine.position == snapshot.repository.position and not mine.quarantined and not force:
+                return
+            catch_up(node, repository_id, lambda line: _log.info("%s: %s", snapshot.repository.name, line))
+        except (NotFound, DatabaseUnavailable) as error:
+            _log.info("repository %s: %s", repository_id, error.what)
+        except ClusterError as error:
+            _log.warning("repository %s: %s", repository_id, error.what, exc_info=error.__cause__)
+            with suppress(DatabaseUnavailable):
+                node.db.sync_failed(repository_id, node.name, error.what)
+
+    def _tidy(self) -> None:
+        """Set deleted repositories' copies aside; drop staged refs that nobody will settle."""
+        node = self._node
+        try:
+            for repository_id, name in node.db.held(node.name).items():
+                if name is None:
+                    node.store.set_aside(repository_id, "deleted")
+                    node.db.forget_replica(repository_id, node.name)
+                else:
+                    with suppress(ClusterError):
+                        stage.sweep(node, repository_id)
+        except Exception:
+            _log.exception("tidying up failed; it is tried again in a minute")

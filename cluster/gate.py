@@ -1,0 +1,311 @@
+"""The gate: what a request passes before it may read or write a replica.
+
+Reading (docs/architecture.md, "The life of a read"):
+
+    snapshot ─▶ newest here and nothing in flight ─▶ serve          one query, no lock
+             ─▶ a commit in flight ─▶ wait for it, look again       milliseconds
+             ─▶ behind, or not what it should be ─▶ sync, look again
+
+Writing (docs/write-protocol.md). The invariant: refs of a replica move only while its intent stands in the
+database, and the intent is cleared only by a commit that accounts for every ref that moved, or when none did.
+Hence the order:
+
+    lock    the cluster's write lock: one writer at a time, in the order of arrival
+    clear   another's intent in spite of the lock means an interrupted write: refuse
+    settle  be at the newest version, for the intent is held against it
+    intend  from here on an interruption leaves a trace
+    apply   Git moves the refs
+    commit  the trace becomes a version; only now may anybody be told "ok"
+    mark    the disk says so too
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from cluster import git
+from cluster.client import Client
+from cluster.db import Connection
+from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout
+from cluster.faults import Step
+from cluster.locks import write_lock
+from cluster.model import Intent, Position, RefUpdate, Repository, Request, Snapshot
+from cluster.node import Node
+from cluster.store import FileLock
+from cluster.sync import Say, catch_up, interrupted, wait_for
+from cluster.versions import Fit, Local, fit_to_read, updated
+
+_log = logging.getLogger(__name__)
+
+ROUNDS = 50
+"""How often a reader looks again before it gives up: each round waited for a commit or made a sync."""
+
+INTENT_WITHDRAWAL = 15.0
+"""Seconds for which a write that was called off before refs moved tries to withdraw its intent."""
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) -> Snapshot:
+    """Return once this device may show the repository: a snapshot whose newest version is on this disk."""
+    repository_id = snapshot.repository.id
+    for _ in range(ROUNDS):
+        locked = snapshot.intent_owner is not None and node.db.write_lock_holder(repository_id) is not None
+        local = Local(node.store.checksum(repository_id))
+        fit = fit_to_read(snapshot, node.name, local, write_locked=locked)
+        if fit is Fit.SERVE:
+            return snapshot
+        if fit is Fit.WAIT:
+            _wait_for_commit(node, snapshot, say, gone)
+        elif fit is Fit.UNCOMMITTED:
+            owner = snapshot.intent_owner
+            assert owner is not None
+            raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
+        else:
+            catch_up(node, repository_id, say, gone)
+        snapshot = node.db.snapshot_of(repository_id)
+    raise LockTimeout("this repository changes faster than this device can follow", hint="try again")
+
+
+def _wait_for_commit(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) -> None:
+    owner = snapshot.intent_owner
+    assert owner is not None and owner.intent is not None
+    token, repository_id = owner.intent.token, snapshot.repository.id
+
+    def settled() -> bool:
+        now = node.db.snapshot_of(repository_id).intent_owner
+        return (
+            now is None
+            or now.intent is None
+            or now.intent.token != token
+            or node.db.write_lock_holder(repository_id) is None
+        )
+
+    if wait_for(settled, 1.0, gone):
+        return
+    say(f"waiting for a push by {owner.intent.actor} on {owner.device.name} that is being committed")
+    if not wait_for(settled, node.writes.lock_timeout, gone):
+        raise LockTimeout(
+            f"a push by {owner.intent.actor} on {owner.device.name} is being committed for too long",
+            hint="try again later; `git-cluster status` shows it",
+        )
+
+
+def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
+    """The same error, with the devices that can still be read from."""
+    others = [r.device for r in snapshot.leaders if r.device.name != device and r.device.online]
+    if not others:
+        return error
+    return Frozen(error.what, hint=f"read from {' or '.join(d.ssh_url for d in others)} meanwhile; {error.hint}")
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def refuse_frozen(node: Node, snapshot: Snapshot) -> None:
+    """Raise Frozen where a push would be refused at "clear" anyway: before anything is uploaded."""
+    _refuse_frozen_by_hand(snapshot)
+    owner = snapshot.intent_owner
+    if owner is not None and node.db.write_lock_holder(snapshot.repository.id) is None:
+        now = node.db.snapshot_of(snapshot.repository.id).intent_owner
+        if now is not None and now.intent == owner.intent:
+            raise interrupted(snapshot, owner)
+
+
+def _refuse_frozen_by_hand(snapshot: Snapshot) -> None:
+    repository = snapshot.repository
+    if repository.frozen is not None:
+        raise Frozen(
+            f"{repository.name} is frozen: {repository.frozen}",
+            hint=f"an administrator ends this with `git-cluster thaw {repository.name}`",
+        )
+
+
+class Write:
+    """One write of one repository on this device, holding the write lock: from "clear" to "mark"."""
+
+    def __init__(
+        self, node: Node, repository: Repository, request: Request, connection: Connection, lock: FileLock
+    ) -> None:
+        self._node, self._repository, self._request = node, repository, request
+        self._connection, self._lock = connection, lock
+        self._intent: Intent | None = None
+        self._base: Position | None = None
+        self._begun = False
+
+    def clear(self) -> None:
+        """Make sure that no interrupted write is in the way. Frozen."""
+        self._node.reach(Step.CLEAR)
+        snapshot = self._node.db.snapshot_of(self._repository.id)
+        _refuse_frozen_by_hand(snapshot)
+        if owner := snapshot.intent_owner:
+            raise interrupted(snapshot, owner)
+
+    def settle(self, say: Say, gone: Callable[[], bool]) -> Position:
+        """Be at the newest version. Nobody else can commit now, so it stays the newest."""
+        self._node.reach(Step.SETTLE)
+        snapshot = self._node.db.snapshot_of(self._repository.id)
+        mine = snapshot.of(self._node.name)
+        current = (
+            mine is not None
+            and mine.position == snapshot.repository.position
+            and not mine.quarantined
+            and self._node.store.checksum(self._repository.id) == snapshot.repository.position.checksum
+        )
+        if not current:
+            snapshot = catch_up(self._node, self._repository.id, say, gone)
+        self._base = snapshot.repository.position
+        return self._base
+
+    def conflicts(self, updates: Sequence[RefUpdate]) -> dict[str, str]:
+        """Which of `updates` Git is going to refuse because their old values are no longer true, and why."""
+        node, repository = self._node, self._repository
+        now = node.store.values(repository.id, [update.ref for update in updates])
+        zero = git.ZERO[repository.object_format]
+        reasons = {}
+        for update in updates:
+            value = now.get(update.ref, zero)
+            if value != update.old:
+                entry = node.db.last_change(repository.id, update.ref)
+                to = "was deleted" if value == zero else f"moved to {value[:12]}"
+                by = f" by {entry.actor} on {entry.device}" if entry else ""
+                reasons[update.ref] = f"fetch first: {update.ref} {to}{by}"
+        return reasons
+
+    def intend(self, push_id: UUID, updates: Sequence[RefUpdate]) -> None:
+        """Write down what is about to happen. From here on only `commit` or `withdraw` clears it."""
+        node, request = self._node, self._request
+        node.reach(Step.INTEND)
+        assert self._base is not None
+        if not self._lock.acquire(node.writes.lock_timeout):
+            raise LockTimeout(
+                "another write to this replica has not ended yet", hint="push again; see `git-cluster status`"
+            )
+        self._intent = Intent(
+            token=uuid4(),
+            push_id=push_id,
+            actor=request.actor.name,
+            via=request.via,
+            address=request.address,
+            at=datetime.now(UTC),
+            refs=tuple(updates),
+        )
+        node.db.intend(self._connection, self._repository.id, node.name, self._base, self._intent)
+
+    def begins(self) -> None:
+        """Git may move refs from now on: from here on the intent is not withdrawn just because something failed."""
+        self._begun = True
+
+    def really_moved(self, said: tuple[RefUpdate, ...] | None) -> tuple[RefUpdate, ...]:
+        """What Git says it moved; where it ended without a word (killed), what the refs on disk say."""
+        if said is not None:
+            return tuple(update for update in said if update.old != update.new)
+        assert self._intent is not None
+        zero = git.ZERO[self._repository.object_format]
+        now = self._node.store.values(self._repository.id, [u.ref for u in self._intent.refs])
+        return tuple(
+            RefUpdate(u.ref, u.old, now.get(u.ref, zero)) for u in self._intent.refs if now.get(u.ref, zero) != u.old
+        )
+
+    def commit(self, moved: Sequence[RefUpdate], say: Say) -> Position:
+        """Make a version of the refs that moved. Keeps trying for commit_timeout when the database goes away.
+
+        The intent keeps everybody else out, so a late commit is as safe as an early one. A commit whose answer was
+        lost is found in the log by the push's id.
+        """
+        node, repository, intent, base = self._node, self._repository, self._intent, self._base
+        assert intent is not None and base is not None
+        node.reach(Step.COMMIT)
+        checksum = updated(base.checksum, moved)
+        deadline = time.monotonic() + node.writes.commit_timeout
+        connection: Connection | None = self._connection
+        pause, told = 0.05, False
+        while True:
+            try:
+                if connection is None and (position := node.db.committed(repository.id, intent.push_id)):
+                    break
+                position = node.db.commit(
+                    repository.id, node.name, base, checksum, intent, moved, connection=connection
+                )
+                break
+            except DatabaseUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise DatabaseUnavailable(
+                        f"the database stayed away for {node.writes.commit_timeout:g} s, so this push is not committed",
+                        hint="fetch before you push again: an administrator may still complete this push",
+                    ) from error
+                if connection is None and not told:
+                    told = True
+                    say("the database is away; still trying to commit this push")
+                if connection is None:
+                    time.sleep(pause)
+                    pause = min(pause * 2, 1.0)
+                connection = None
+        self._intent = None
+        return position
+
+    def mark(self, position: Position) -> None:
+        """Note on disk what was committed. The commit stands whether this works or not."""
+        node = self._node
+        node.reach(Step.MARK)
+        try:
+            node.store.remember(self._repository.id, position.checksum)
+            node.store.mark(self._repository.id, position)
+        except OSError:
+            _log.exception("the marker of %s could not be written", self._repository.name)
+
+    def withdraw(self, patience: float | None = None) -> None:
+        """Clear the intent of a write that moved nothing; tries for `patience` seconds, then leaves it (G6)."""
+        if self._intent is None:
+            return
+        deadline, pause = time.monotonic() + (patience or self._node.writes.commit_timeout), 0.05
+        while True:
+            try:
+                self._node.db.clear_intent(self._repository.id, self._intent.token)
+            except DatabaseUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            else:
+                self._intent = None
+                return
+
+    def close(self) -> None:
+        """Leave nothing behind but what must stay: an intent under which refs may have moved."""
+        try:
+            if not self._begun:
+                self.withdraw(INTENT_WITHDRAWAL)
+        except DatabaseUnavailable:
+            _log.warning("the intent of a push to %s that moved nothing stays", self._repository.name)
+        finally:
+            self._lock.release()
+
+
+@contextmanager
+def writing(
+    node: Node, repository: Repository, request: Request, lock: FileLock, say: Say, client: Client
+) -> Iterator[Write]:
+    """Hold the cluster's write lock of `repository` inside. `lock` is the replica's own, given back at the end."""
+    node.reach(Step.LOCK)
+    with write_lock(
+        node.turns,
+        node.db,
+        repository.id,
+        device=node.name,
+        actor=request.actor.name,
+        timeout=node.writes.lock_timeout,
+        say=say,
+        gone=lambda: client.gone,
+    ) as connection:
+        write = Write(node, repository, request, connection, lock)
+        try:
+            yield write
+        finally:
+            write.close()

@@ -1,0 +1,87 @@
+"""Running Git. The only module that starts Git processes, so that all of them run in the same clean environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cluster.errors import GitFailed
+
+ZERO = {"sha1": "0" * 40, "sha256": "0" * 64}
+"""Git's "no object" in each object format."""
+
+DURABLE = {"core.fsync": "committed", "core.fsyncMethod": "batch"}
+"""An acknowledged push must outlive a power cut: loose objects, packs and refs are flushed before Git says done.
+(Git's own default leaves loose objects and refs to the kernel.)"""
+
+HIDDEN = {"transfer.hideRefs": "refs/cluster"}
+"""refs/cluster/ is ours: not advertised, and not to be written by anybody's push."""
+
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
+
+
+def environment(config: Mapping[str, str] | None = None, **more: str) -> dict[str, str]:
+    """What a Git process of ours sees: nothing of the daemon's environment that could steer it.
+
+    config: settings that win over the repository's own, by way of GIT_CONFIG_COUNT.
+    """
+    env = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    env.update(GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull, GIT_TERMINAL_PROMPT="0", LC_ALL="C")
+    env["GIT_NO_REPLACE_OBJECTS"] = "1"
+    settings = {"safe.directory": "*", **(config or {})}
+    env["GIT_CONFIG_COUNT"] = str(len(settings))
+    for number, (key, value) in enumerate(settings.items()):
+        env[f"GIT_CONFIG_KEY_{number}"] = key
+        env[f"GIT_CONFIG_VALUE_{number}"] = value
+    env.update(more)
+    return env
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    git_dir: Path | None = None,
+    data: bytes | Iterable[bytes] = b"",
+    config: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    timeout: float | None = None,
+) -> bytes:
+    """Standard output of `git <arguments>`. GitFailed carries the last line that Git wrote to stderr."""
+    full = environment(config, **(env or {}))
+    if git_dir is not None:
+        full["GIT_DIR"] = str(git_dir)
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            input=data if isinstance(data, bytes) else b"".join(data),
+            capture_output=True,
+            env=full,
+            pass_fds=pass_fds,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise GitFailed(f"git {arguments[0]} took too long", hint="look at this device's load") from error
+    except OSError as error:
+        raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
+    if done.returncode != 0:
+        raise GitFailed(f"git {arguments[0]} failed: {last_line(done.stderr)}", hint="see this device's log")
+    return done.stdout
+
+
+def succeeds(arguments: Sequence[str], *, git_dir: Path, data: bytes = b"", env: Mapping[str, str] | None = None) -> bool:
+    """Whether `git <arguments>` exits with 0."""
+    try:
+        run(arguments, git_dir=git_dir, data=data, env=env)
+    except GitFailed:
+        return False
+    return True
+
+
+def last_line(stderr: bytes) -> str:
+    """The last line of what a process wrote, cut to what fits a message."""
+    lines = [line for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "no message"

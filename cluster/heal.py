@@ -1,0 +1,111 @@
+"""Resolve an interrupted write on the device that owns it, from what its disk shows.
+
+| the refs of the intent                | then                                                     |
+|---------------------------------------|----------------------------------------------------------|
+| none moved                            | clear the intent; the version stays                      |
+| all moved                             | commit it: the push happened                             |
+| some moved                            | put those back (kept under refs/cluster/lost/), clear it |
+| one at neither its old nor new value  | a person decides: `thaw --demote` or `--promote`         |
+
+Done under the cluster's write lock and the replica's own (flock), which a receive-pack that outlived its session
+still holds: a write whose process lives is never resolved by anybody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cluster import git
+from cluster.db import Connection
+from cluster.errors import Frozen, Refused
+from cluster.locks import write_lock
+from cluster.model import HEAD, Intent, RefUpdate, Replica, Snapshot
+from cluster.node import Node
+from cluster.versions import inspect, updated
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds to wait for locks before saying that somebody is still writing."""
+
+
+def alive(node: Node, repository_id: int) -> bool:
+    """Whether a process on this device still carries a write of this repository."""
+    with node.store.holding(repository_id, "write", 0.0) as free:
+        return not free
+
+
+@contextmanager
+def still(node: Node, repository_id: int, actor: str) -> Iterator[Connection]:
+    """Hold both locks of a write: nobody moves refs here, nobody intends anywhere. Refused while somebody does."""
+    with (
+        write_lock(
+            node.turns, node.db, repository_id, device=node.name, actor=actor, timeout=PATIENCE
+        ) as connection,
+        node.store.holding(repository_id, "write", PATIENCE) as got,
+    ):
+        if not got:
+            raise Refused(
+                f"a process on device {node.name} still carries this write", hint="it ends by itself; try again"
+            )
+        yield connection
+
+
+def resolve(node: Node, snapshot: Snapshot, *, dry_run: bool, say: Callable[[str], None]) -> list[str]:
+    """Do what the table says for the intent of this device's replica; what was (or would be) done, in lines."""
+    repository = snapshot.repository
+    with still(node, repository.id, "thaw") as connection:
+        snapshot = node.db.snapshot_of(repository.id)
+        mine = snapshot.of(node.name)
+        if mine is None or mine.intent is None:
+            return [f"{repository.name} has no interrupted write on {node.name} any more"]
+        return _resolve(node, snapshot, mine, mine.intent, connection, dry_run=dry_run)
+
+
+def _resolve(
+    node: Node, snapshot: Snapshot, mine: Replica, intent: Intent, connection: Connection, *, dry_run: bool
+) -> list[str]:
+    repository = snapshot.repository
+    found = inspect(
+        intent,
+        node.store.values(repository.id, [u.ref for u in intent.refs]),
+        git.ZERO[repository.object_format],
+    )
+    if found.elsewhere:
+        names = ", ".join(f"{update.ref} is at {value[:12]}" for update, value in found.elsewhere)
+        raise Frozen(
+            f"the write by {intent.actor} on {node.name} cannot be resolved by itself: {names}",
+            hint=f"decide: `git-cluster thaw {repository.name} --promote {node.name}` or `--demote {node.name}`",
+        )
+    lines = [describe(update) for update in found.moved]
+    if found.moved and not found.unmoved:
+        assert mine.position is not None
+        if not dry_run:
+            checksum = updated(mine.position.checksum, found.moved)
+            position = node.db.commit(
+                repository.id, node.name, mine.position, checksum, intent, found.moved, connection=connection
+            )
+            node.store.remember(repository.id, checksum)
+            node.store.mark(repository.id, position)
+        return [f"every ref of the push by {intent.actor} moved: it is committed as a version", *lines]
+    if not dry_run:
+        put_back(node, repository.id, found.moved)
+        node.db.clear_intent(repository.id, intent.token)
+    if not found.moved:
+        return [f"no ref of the push by {intent.actor} moved: it is called off"]
+    return [f"a part of the push by {intent.actor} moved: it is put back, and kept under refs/cluster/lost/", *lines]
+
+
+def put_back(node: Node, repository_id: int, moved: tuple[RefUpdate, ...]) -> None:
+    """Undo refs that moved without a version, and keep what they pointed to (guarantee G8)."""
+    node.store.keep_lost(repository_id, [(u.ref, u.new) for u in moved if u.ref != HEAD and not u.deletes])
+    node.store.apply(repository_id, [RefUpdate(u.ref, u.new, u.old) for u in moved])
+
+
+def describe(update: RefUpdate) -> str:
+    """One ref of a change, for people."""
+    old = "(new)" if update.creates else update.old[:12]
+    new = "(deleted)" if update.deletes else update.new[:12]
+    return f"  {update.ref}  {old} → {new}"

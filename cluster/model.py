@@ -1,0 +1,288 @@
+"""The words of git-cluster as values. Nothing here does anything; every other module speaks in these.
+
+The words themselves are defined in docs/architecture.md ("Words").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+CHECKSUM_BYTES = 128
+"""Width of a checksum's accumulator. Additive hashes fall to Wagner's generalised birthday attack in about
+2^(2·√bits) steps: 1,024 bits leave 2^64, far past what a person who may push refs could search."""
+
+HEAD = "HEAD"
+"""The name under which a change of the default branch stands in the push log, beside real refs."""
+
+
+class Service(StrEnum):
+    """What a client may ask for over an endpoint: the three programs that Git's clients call."""
+
+    UPLOAD_PACK = "git-upload-pack"
+    RECEIVE_PACK = "git-receive-pack"
+    UPLOAD_ARCHIVE = "git-upload-archive"
+
+    @property
+    def writes(self) -> bool:
+        return self is Service.RECEIVE_PACK
+
+
+class ActorKind(StrEnum):
+    """Who may ask: a person, another device, or an administrator's command line (by a short-lived key)."""
+
+    USER = "user"
+    DEVICE = "device"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks. `fingerprint` is the SHA256:… of the key that proved it, checked again at every request."""
+
+    kind: ActorKind
+    name: str
+    fingerprint: str
+
+
+class Level(StrEnum):
+    """What a grant allows; each level includes the ones before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        return list(Level).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`actor` (None: everyone) may do `level` to the repositories that `pattern` matches."""
+
+    actor: str | None
+    pattern: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, the same value whichever endpoint it came in by.
+
+    protocol: the value of GIT_PROTOCOL that the client sent, or "".
+    via, address: the endpoint's name ("ssh") and the client's address, for the push log.
+    """
+
+    actor: Actor
+    service: Service
+    repository: str
+    protocol: str = ""
+    via: str = "ssh"
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefUpdate:
+    """One ref that goes from `old` to `new`: hex object ids, all zeros where the ref is not there.
+
+    For HEAD both are "ref: refs/heads/…".
+    """
+
+    ref: str
+    old: str
+    new: str
+
+    @property
+    def creates(self) -> bool:
+        return is_zero(self.old)
+
+    @property
+    def deletes(self) -> bool:
+        return is_zero(self.new)
+
+
+def is_zero(oid: str) -> bool:
+    """Whether `oid` is Git's "no object": zeros only, 40 or 64 of them."""
+    return not oid.strip("0")
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A digest of all refs outside refs/cluster/ and of HEAD's target, as a sum that can be updated.
+
+    Each ref is hashed to CHECKSUM_BYTES with SHAKE-256 and the hashes are added modulo 2^1024, so the order does
+    not matter and one ref is exchanged for another by one subtraction and one addition (MSet-Add-Hash; Clarke et
+    al., "Incremental Multiset Hash Functions", 2003).
+    """
+
+    accumulator: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.accumulator) != CHECKSUM_BYTES:
+            raise ValueError(f"a checksum is {CHECKSUM_BYTES} bytes, not {len(self.accumulator)}")
+
+    def __str__(self) -> str:
+        """What people and `--json` see: 40 hex digits, equal exactly where the accumulators are."""
+        return hashlib.sha256(self.accumulator).hexdigest()[:40]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What a replica claims to hold, and can be held to."""
+
+    version: int
+    checksum: Checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The durable note of a push that is about to move refs.
+
+    token proves ownership to the commit's compare-and-set; push_id names the push in the log and in
+    refs/cluster/staged/.
+    """
+
+    token: UUID
+    push_id: UUID
+    actor: str
+    via: str
+    address: str
+    at: datetime
+    refs: tuple[RefUpdate, ...]
+
+
+class DeviceMode(StrEnum):
+    """What an administrator asked of a device."""
+
+    ENABLED = "enabled"
+    DRAINING = "draining"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A machine that holds repositories. Keys are in OpenSSH's one-line public form.
+
+    silent_for: seconds since its daemon last said that it is alive, by the database's clock; None: never.
+    """
+
+    id: int
+    name: str
+    ssh_url: str
+    http_url: str | None
+    public_key: str
+    host_key: str
+    mode: DeviceMode
+    last_seen_at: datetime | None
+    silent_for: float | None
+    stopped: bool
+
+    OFFLINE_AFTER = 10.0
+    """Seconds without a heartbeat (one every 2 s) after which a device counts as offline."""
+
+    @property
+    def online(self) -> bool:
+        return not self.stopped and self.silent_for is not None and self.silent_for < self.OFFLINE_AFTER
+
+    @property
+    def state(self) -> str:
+        """online, offline, draining or disabled, as `status` shows it."""
+        if self.mode is DeviceMode.DISABLED:
+            return "disabled"
+        if not self.online:
+            return "offline"
+        return "draining" if self.mode is DeviceMode.DRAINING else "online"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One repository on one device, as its row says.
+
+    position: None while it holds nothing yet ("absent").
+    quarantined: why its copy is not trusted, or None.
+    """
+
+    device: Device
+    position: Position | None
+    quarantined: str | None
+    intent: Intent | None
+    synced_at: datetime | None
+    attempts: int
+    last_error: str | None
+    next_try_at: datetime | None
+
+    @property
+    def version(self) -> int | None:
+        return self.position.version if self.position else None
+
+
+class WhenShort(StrEnum):
+    """What a push does when fewer than min_copies devices can hold its objects."""
+
+    WARN = "warn"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository's row. `position` is the newest committed version; `frozen` why a person froze it."""
+
+    id: int
+    name: str
+    object_format: str
+    position: Position
+    min_copies: int
+    when_short: WhenShort
+    frozen: str | None
+    frozen_at: datetime | None
+    created_at: datetime
+
+    @property
+    def version(self) -> int:
+        return self.position.version
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A repository with all its replicas, read in one statement: what every decision is made from."""
+
+    repository: Repository
+    replicas: tuple[Replica, ...]
+    grants: tuple[Grant, ...] = ()
+    actor_known: bool = True
+
+    def of(self, device: str) -> Replica | None:
+        return next((replica for replica in self.replicas if replica.device.name == device), None)
+
+    @property
+    def intent_owner(self) -> Replica | None:
+        """The one replica with an intent; a unique index admits no second."""
+        return next((replica for replica in self.replicas if replica.intent), None)
+
+    @property
+    def leaders(self) -> tuple[Replica, ...]:
+        """Every replica that holds the newest version and is trusted."""
+        return tuple(
+            replica
+            for replica in self.replicas
+            if replica.position == self.repository.position and not replica.quarantined
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One committed change, as the push log keeps it. `via` says how it came to be: ssh, http, import, thaw, set."""
+
+    version: int
+    push_id: UUID
+    actor: str
+    device: str
+    via: str
+    address: str
+    at: datetime
+    checksum: Checksum
+    refs: tuple[RefUpdate, ...] = field(default=())

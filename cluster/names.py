@@ -1,0 +1,369 @@
+"""Names as people and clients write them, checked once at the edge: what passes here is safe behind it.
+
+Everything that arrives over a connection is hostile until it has been through one of these functions. They
+raise UsageError and nothing else, and its sentence is one line of printable ASCII whatever was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from uuid import UUID
+
+from cluster.errors import UsageError
+from cluster.model import Service
+
+MAX_NAME = 200
+MAX_COMPONENT = 100
+MAX_COMPONENTS = 8
+"""Limits of a repository name: far past any in use, and short enough for a line of a listing or a log."""
+
+MAX_COMMAND = 4096
+"""Characters in an SSH command. Git sends a program and a name; an operator, one public key at the most."""
+
+MAX_VERSION = 2**63 - 1
+"""PostgreSQL's bigint, which holds a version."""
+
+_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PATTERN_COMPONENT = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._*-]*")
+_NAME_HINT = (
+    "A repository name is 1 to 8 parts separated by '/', each of letters, digits, '.', '_' and '-', "
+    "beginning with a letter or digit, such as team/app."
+)
+_PATTERN_HINT = "A pattern is a repository name in which '*' may stand for any text, such as team/* or app-*."
+
+# The same expressions as the checks of device.name and actor.name in schema.sql.
+_DEVICE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+_USER = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?")
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """`text` in quotes for a message: printable ASCII alone, escaped, and `limit` characters at the most."""
+    literal = ascii(text[: limit + 1])
+    return literal if len(literal) <= limit + 2 else f"{literal[: limit - 2]}...{literal[0]}"
+
+
+# Repositories and the patterns of grants
+
+
+def repository_name(text: str) -> str:
+    """The name of a repository in the one form that the database holds.
+
+    "/team/app.git/", as an ssh:// URL sends it, is "team/app".
+    """
+    name = text.lstrip("/").removesuffix("/").removesuffix(".git")
+    if why := _fault(name, _COMPONENT):
+        raise UsageError(f"{shown(text)} is not a repository name: {why}", hint=_NAME_HINT)
+    return name
+
+
+def pattern(text: str) -> str:
+    """The pattern of a grant: a repository name, or one with '*' inside its components. See `matches`."""
+    name = text.lstrip("/").removesuffix("/")
+    if "*" not in name:  # team/*.git must not widen to team/*, which reaches any depth
+        name = name.removesuffix(".git")
+    why = _fault(name, _PATTERN_COMPONENT)
+    if not why and "**" in name:
+        why = "'**' is not needed, as a last part '*' reaches any depth"
+    if why:
+        raise UsageError(f"{shown(text)} is not a pattern of repository names: {why}", hint=_PATTERN_HINT)
+    return name
+
+
+def _fault(name: str, component: re.Pattern[str]) -> str:
+    """What is wrong with a name whose parts must each match `component`; "" where nothing is."""
+    if not name:
+        return "it is empty"
+    if not name.isascii():
+        return "it holds a character outside ASCII"
+    if len(name) > MAX_NAME:
+        return f"it has more than {MAX_NAME} characters"
+    if ".." in name:
+        return "it holds '..'"
+    parts = name.split("/")
+    if len(parts) > MAX_COMPONENTS:
+        return f"it has more than {MAX_COMPONENTS} parts"
+    for part in parts:
+        if not part:
+            return "it has an empty part"
+        if len(part) > MAX_COMPONENT:
+            return f"a part has more than {MAX_COMPONENT} characters"
+        if not component.fullmatch(part):
+            return f"the part {shown(part)} begins with or holds a character that is not allowed"
+        if part.lower().endswith((".git", ".lock", ".")):
+            return "a part ends in '.git', '.lock' or '.'"
+    return ""
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the repository `name` is one that `pattern` means. Both are in their checked form.
+
+    '*' alone as the last component stands for everything below, at any depth: team/* means team/a and
+    team/a/b, and * means every repository. Anywhere else it stands for any text within one component.
+    """
+    wanted, parts = pattern.split("/"), name.split("/")
+    if wanted[-1] == "*" and len(parts) >= len(wanted):
+        wanted.pop()
+        parts = parts[: len(wanted)]
+    return len(wanted) == len(parts) and all(map(_component_matches, wanted, parts))
+
+
+def _component_matches(wanted: str, text: str) -> bool:
+    """Left to right, each literal at its first place: no backtracking, so no pattern can be slow."""
+    first, *rest = wanted.split("*")
+    if not rest:
+        return wanted == text
+    if not text.startswith(first):
+        return False
+    at = len(first)
+    *middle, last = rest
+    for literal in middle:
+        found = text.find(literal, at)
+        if found < 0:
+            return False
+        at = found + len(literal)
+    return text.endswith(last) and len(text) - len(last) >= at
+
+
+def specificity(pattern: str) -> tuple[bool, int, int]:
+    """How exactly a pattern says what it means; the greater wins.
+
+    A name beats every pattern, then more literal characters beat fewer, then fewer '*' beat more.
+    """
+    stars = pattern.count("*")
+    return stars == 0, len(pattern) - stars, -stars
+
+
+# Devices, users, branches
+
+
+def device_name(text: str) -> str:
+    if not _DEVICE.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is not a device name",
+            hint="A device name is 1 to 63 lower-case letters, digits, '.' and '-', such as git-1.",
+        )
+    return text
+
+
+def user_name(text: str) -> str:
+    if not _USER.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is not a user name",
+            hint="A user name is 1 to 64 letters, digits and ._@+-, a letter or digit first and last.",
+        )
+    return text
+
+
+def ref_name(text: str) -> str:
+    """The full ref of a branch, from its short or its full name: "main" and "refs/heads/main" are the same.
+
+    The rules are those of git-check-ref-format(1), with --branch's for the short name; and a component has
+    room for ".lock" in the 255 bytes of a file name, because Git keeps a ref in a file of that name.
+    """
+    branch = text.removeprefix("refs/heads/")
+    parts = branch.split("/")
+    try:
+        longest = max(len(part.encode()) for part in parts)
+    except UnicodeEncodeError:  # bytes that were not UTF-8
+        longest = 256
+    if (
+        longest > 250
+        or branch in ("@", "HEAD")
+        or branch.startswith(("-", "refs/"))
+        or branch.endswith(".")
+        or ".." in branch
+        or "@{" in branch
+        or re.search(r"[\x00-\x20\x7f~^:?*\[\\]", branch)
+        or any(not part or part.startswith(".") or part.endswith(".lock") for part in parts)
+    ):
+        raise UsageError(
+            f"{shown(text)} is not a branch name",
+            hint="See git help check-ref-format: no space, no '..', no part empty, none of ~^:?*[\\.",
+        )
+    return f"refs/heads/{branch}"
+
+
+# The command line of an SSH request
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCommand:
+    """What Git's clients ask for."""
+
+    service: Service
+    repository: str
+
+    def __str__(self) -> str:
+        return f"{self.service} {quote(self.repository)}"
+
+
+@dataclass(frozen=True, slots=True)
+class StageCommand:
+    """A device sends objects of the push `push_id`, on top of `version`, to be kept until it is settled."""
+
+    repository: str
+    push_id: UUID
+    version: int
+
+    def __str__(self) -> str:
+        return f"{STAGE} {quote(self.repository)} {self.push_id} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnstageCommand:
+    """A device says that the push `push_id` is settled, and its staged refs may go."""
+
+    repository: str
+    push_id: UUID
+
+    def __str__(self) -> str:
+        return f"{UNSTAGE} {quote(self.repository)} {self.push_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCommand:
+    """An administrator's command line asks a device to do something that only the device can do."""
+
+    verb: str
+    arguments: dict[str, object]
+
+    def __str__(self) -> str:
+        arguments = json.dumps(self.arguments, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        return f"{OPERATOR} {self.verb} {quote(arguments)}"
+
+
+Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand
+
+STAGE = "git-cluster-stage"
+UNSTAGE = "git-cluster-unstage"
+OPERATOR = "git-cluster-operator"
+
+_SERVICES = {service.value: service for service in Service}
+_HINT = "Use git clone, git fetch or git push with this host; it gives no shell."
+_OWN_HINT = "Run the same version of git-cluster on both sides."
+
+# A word as a POSIX shell reads it, and only such words as every shell reads alike: no expansion, no operator.
+# The alternatives begin with different characters, so matching takes linear time.
+_WORD = re.compile(
+    r"""(?: [A-Za-z0-9_@%+=:,./~^-]+ | [^\x00-\x7f]+ | '[^']*' | \\['!] | "(?:[^"\\$`!]|\\["\\$`])*" )++""",
+    re.VERBOSE,
+)
+_PIECE = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)|([^'"\\]+)""")
+
+
+def quote(word: str) -> str:
+    """`word` as Git quotes it for a remote shell (quote.c, sq_quote_buf); '!' too, which csh would expand."""
+    return "'" + re.sub(r"['!]", r"'\\\g<0>'", word) + "'"
+
+
+def parse_command(command: str) -> Command:
+    """The meaning of an SSH exec command; UsageError for whatever is not one of the forms below.
+
+        git-upload-pack 'name'   git upload-pack 'name'   (receive-pack and upload-archive alike)
+        git-cluster-stage 'name' <uuid> <version>
+        git-cluster-unstage 'name' <uuid>
+        git-cluster-operator <verb> '<json object>'
+
+    No shell is ever given the command. Bytes that are not UTF-8 may stand in it as surrogate escapes.
+    """
+    if not command.strip(" "):
+        raise UsageError("git-cluster gives no shell", hint=_HINT)
+    if len(command) > MAX_COMMAND:
+        raise UsageError(f"the command has more than {MAX_COMMAND} characters", hint=_HINT)
+    if re.search(r"[\x00-\x1f\x7f]", command):
+        raise UsageError("the command holds a control character", hint=_HINT)
+    program, _, rest = command.strip(" ").partition(" ")
+    if program == "git":
+        subcommand, _, rest = rest.partition(" ")
+        program = f"git-{subcommand}" if f"git-{subcommand}" in _SERVICES else f"git {subcommand}"
+    if program in _SERVICES:
+        return _service(_SERVICES[program], _words(rest, program))
+    if program == STAGE:
+        name, push_id, version = _exactly(_words(rest, program), f"{STAGE} <name> <uuid> <version>")
+        return StageCommand(repository_name(name), _uuid(push_id), _version(version))
+    if program == UNSTAGE:
+        name, push_id = _exactly(_words(rest, program), f"{UNSTAGE} <name> <uuid>")
+        return UnstageCommand(repository_name(name), _uuid(push_id))
+    if program == OPERATOR:
+        verb, arguments = _exactly(_words(rest, program), f"{OPERATOR} <verb> <json object>")
+        return _operator(verb, arguments)
+    runs = "git-upload-pack, git-receive-pack and git-upload-archive"
+    raise UsageError(f"git-cluster runs {runs} only, not {shown(program)}", hint=_HINT)
+
+
+def _words(text: str, program: str) -> list[str]:
+    """The words of `text` without their quoting."""
+    words: list[str] = []
+    rest = text.strip(" ")
+    while rest:
+        word = _WORD.match(rest)
+        if not word or rest[word.end() : word.end() + 1] not in ("", " "):
+            raise UsageError(
+                f"the arguments of {program} hold an open quote or a character that a shell would act on",
+                hint="Put single quotes around the name of the repository, as Git does.",
+            )
+        words.append("".join(map(_unquoted, _PIECE.finditer(word[0]))))
+        rest = rest[word.end() :].lstrip(" ")
+    return words
+
+
+def _unquoted(piece: re.Match[str]) -> str:
+    single, double, escaped, plain = piece.groups()
+    if double is not None:
+        return re.sub(r"\\(.)", r"\1", double)
+    return single or escaped or plain or ""
+
+
+def _service(service: Service, words: list[str]) -> ServiceCommand:
+    for word in words:
+        if word.startswith("-"):
+            raise UsageError(f"{service} takes no options here, not {shown(word)}", hint=_HINT)
+    if len(words) != 1:
+        raise UsageError(f"{service} takes one repository, not {len(words)} arguments", hint=_HINT)
+    return ServiceCommand(service, repository_name(words[0]))
+
+
+def _exactly(words: list[str], form: str) -> list[str]:
+    """`words`, as many as `form` names after its program; its <json object> is one."""
+    if len(words) != form.count("<"):
+        raise UsageError(f"the command must be {form}, not {len(words)} arguments", hint=_OWN_HINT)
+    return words
+
+
+def _uuid(text: str) -> UUID:
+    """A UUID in its one canonical form: it becomes part of a ref's name. UUID() alone reads many others."""
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text):
+        raise UsageError(f"{shown(text)} is not the UUID of a push", hint=_OWN_HINT)
+    return UUID(text)
+
+
+def _version(text: str) -> int:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text) or int(text) > MAX_VERSION:
+        raise UsageError(f"{shown(text)} is not a version", hint=_OWN_HINT)
+    return int(text)
+
+
+def _operator(verb: str, text: str) -> OperatorCommand:
+    if not re.fullmatch(r"[a-z-]+", verb) or verb.startswith("-"):
+        raise UsageError(f"{shown(verb)} is not an operator's verb", hint=_OWN_HINT)
+    what = f"the arguments of {OPERATOR} {verb[:60]}"
+    try:
+        arguments: object = json.loads(text, object_pairs_hook=_no_duplicates)
+        # Written again, it shows what the parser lets through: NaN, infinity, halves of a character.
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{what} are not JSON", hint=_OWN_HINT) from error
+    if not isinstance(arguments, dict) or not text.isascii():
+        raise UsageError(f"{what} are not a JSON object in ASCII", hint=_OWN_HINT)
+    if "\\u0000" in text:  # PostgreSQL's text cannot hold it
+        raise UsageError(f"{what} hold a NUL", hint=_OWN_HINT)
+    return OperatorCommand(verb, arguments)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A key given twice means one thing to one reader and another to the next."""
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return dict(pairs)

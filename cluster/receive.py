@@ -1,0 +1,329 @@
+"""`git receive-pack` under the session's control: hear what it proposes, say yes or no, hold its report back.
+
+    client ──commands, pack──▶ receive-pack ──advertisement, progress──▶ client
+                                │        ▲  └─report──▶ held here ──on acknowledge──▶ client
+                          "pre", "post"  "yes", "no"
+                                ▼        │
+                                the session
+
+receive-pack reports before post-receive runs (Git 2.39, builtin/receive-pack.c, cmd_receive_pack), so "ok" would
+reach the client before the version is committed. The report is therefore kept, whole, until the session says what
+became of the push, and then sent as Git wrote it, with better reasons, or with every "ok" turned into "ng".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Thread
+from types import TracebackType
+
+from cluster import git, hooks
+from cluster.client import Client
+from cluster.errors import ClientGone, ClusterError, GitFailed
+from cluster.model import RefUpdate
+from cluster.report import Commands, Report, frame, packets, read_some
+from cluster.store import FileLock
+
+CHUNK = 65536
+
+_log = logging.getLogger(__name__)
+
+
+class Hopeless(Exception):
+    """No ref of a push can move, and why, by ref."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("no ref can move")
+        self.reasons = reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the client wants, in Git's words, and the folder with the objects that it sent (None: it sent none)."""
+
+    updates: tuple[RefUpdate, ...]
+    quarantine: Path | None
+
+
+class Receiving:
+    """One receive-pack, from its start to its end. A context manager: leaving it ends the process.
+
+    The methods are called by one thread, in this order: proposal, then apply and acknowledge inside
+    `explaining`, then finish.
+
+    lock: the replica's write lock, not taken; receive-pack inherits its open file.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        run_directory: Path,
+        client: Client,
+        lock: FileLock,
+        *,
+        protocol: str,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._client = client
+        self.lock = lock
+        self._heard = b""
+        self._commands = Commands()
+        self._report = Report()
+        self._sending = Lock()
+        self._reasons: dict[str, str] = {}
+        self._failed: str | None = None
+        self._released = False
+        self._advertised = False
+        self._applied = False
+        self._threads: list[Thread] = []
+        self._ended, self._end = os.pipe()
+        hear, self._answer = os.pipe()
+        self._told, tell = os.pipe()
+        own = hooks.own_hooks(repository)
+        config = {
+            **git.DURABLE,
+            **git.HIDDEN,
+            "core.hooksPath": str(hooks.folder(run_directory, own)),
+            "receive.advertisePushOptions": "true",
+            "receive.autogc": "false",
+        }
+        env = git.environment(
+            config,
+            GIT_CLUSTER_TELL=str(tell),
+            GIT_CLUSTER_HEAR=str(hear),
+            GIT_CLUSTER_HOOKS=str(own),
+            **environment,
+        )
+        if protocol:
+            env["GIT_PROTOCOL"] = protocol
+        try:
+            self._process = subprocess.Popen(
+                ["git", "receive-pack", str(repository)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                pass_fds=(tell, hear, lock.fd),
+                start_new_session=True,
+            )
+        except OSError as error:
+            for fd in (self._answer, self._told, self._ended, self._end):
+                os.close(fd)
+            raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
+        finally:
+            os.close(hear)
+            os.close(tell)
+
+    def __enter__(self) -> Receiving:
+        for work in (self._reap, self._upload, self._download, self._errors):
+            thread = Thread(target=work, daemon=True, name=f"receive-pack {work.__name__}")
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):
+            os.close(self._answer)
+        if kind is not None:
+            self._kill()
+        self._process.wait()
+        self._threads[0].join()
+        for fd in (self._told, self._ended):
+            os.close(fd)
+
+    # --------------------------------------------------------------------------------- what the session does
+
+    def proposal(self) -> Proposal | None:
+        """Wait for pre-receive. None: Git ended without asking (nothing to do, rejected, or the client is gone)."""
+        event = self._next_event()
+        if event is None:
+            return None
+        first, lines = event
+        _, _, quarantine = first.partition(" ")
+        return Proposal(tuple(_update(line) for line in lines), Path(quarantine) if quarantine else None)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Whatever goes wrong inside is told to the pusher, ref by ref: the push failed, and this is why."""
+        try:
+            yield
+        except Hopeless as error:
+            self._refuse(error.reasons)
+        except ClientGone:
+            self._refuse({})
+        except ClusterError as error:
+            _log.warning("a push failed: %s", error.what, exc_info=error.__cause__)
+            if error.hint:
+                self.say(error.hint)
+            if self._applied:
+                self._fail(error.what)
+            else:
+                self._refuse({update.ref: error.what for update in self._commands.updates})
+
+    def refuse_hopeless(self, conflicts: Mapping[str, str]) -> None:
+        """End here (inside `explaining`) where `conflicts` leave no ref that could move."""
+        refs = {update.ref for update in self._commands.updates}
+        if conflicts and (conflicts.keys() >= refs or b"atomic" in self._commands.capabilities):
+            others = {ref: "the push is atomic, and another ref of it failed" for ref in refs}
+            raise Hopeless(others | dict(conflicts))
+
+    def _refuse(self, reasons: Mapping[str, str]) -> None:
+        """Say no: no ref moves. Git reports each as "ng", with the reason given here."""
+        self._reasons = dict(reasons)
+        self._say("no")
+        self._release()
+
+    def apply(self, reasons: Mapping[str, str]) -> tuple[RefUpdate, ...] | None:
+        """Say yes, and wait until Git has moved the refs: what it moved. None: it ended without post-receive.
+
+        reasons: why refs are not going to move, for those that are already known to fail.
+        """
+        self._reasons = dict(reasons)
+        self._applied = True
+        self._say("yes")
+        event = self._next_event()
+        if event is None:
+            return None
+        return tuple(_update(line) for line in event[1])
+
+    def acknowledge(self) -> None:
+        """Let the report go, then the repository's own post-receive hook run."""
+        self._release()
+        self._say("yes")
+
+    def _fail(self, why: str) -> None:
+        """Report every ref as "ng", whatever Git made of it: the version was not committed."""
+        self._failed = why
+        self._say("no")
+        self._release()
+
+    def finish(self) -> int:
+        """Wait until receive-pack has ended and everything it said is with the client; its exit code."""
+        self._release()
+        for thread in self._threads[2:]:
+            thread.join()
+        code = self._process.wait()
+        if self._failed is not None and not self._commands.wants_report:
+            self._client.say(self._failed)
+        return 1 if self._failed is not None and code == 0 else code
+
+    def say(self, line: str) -> None:
+        """One line for the pusher, wherever their Git is looking for it now."""
+        if self._advertised and self._commands.side_band:
+            with self._sending, suppress(ClientGone):
+                self._client.write(frame(b"\2", f"cluster: {line}\n".encode()))
+        else:
+            self._client.say(line)
+
+    # ------------------------------------------------------------------------------------------ the pumps
+
+    def _say(self, word: str) -> None:
+        with suppress(OSError):
+            os.write(self._answer, f"{word}\n".encode())
+
+    def _upload(self) -> None:
+        """From the client to Git, noting the commands and capabilities that come first."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError, ClientGone):
+            while data := self._client.read(CHUNK):
+                self._commands.feed(data)
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
+        self._commands.end()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def _download(self) -> None:
+        """From Git to the client: the advertisement and progress at once, the report when it is released."""
+        assert self._process.stdout is not None
+        try:
+            for packet in packets(self._process.stdout):
+                self._advertised = True
+                self._forward(packet.raw)
+                if packet.flush:
+                    break
+            self._commands.wait()
+            if self._commands.side_band:
+                for packet in packets(self._process.stdout):
+                    self._response(packet.raw, packet.payload)
+            else:
+                while data := read_some(self._process.stdout):
+                    with self._sending:
+                        self._report.feed(data)
+                    self._send_report()
+            self._report.end()
+            self._send_report()
+        except ClientGone:
+            while read_some(self._process.stdout):
+                pass
+
+    def _response(self, raw: bytes, payload: bytes) -> None:
+        if payload[:1] == b"\1" and len(payload) > 1:
+            with self._sending:
+                self._report.feed(payload[1:])
+            self._send_report()
+        elif raw == b"0000":
+            self._report.trailer = raw
+        else:
+            self._forward(raw)
+
+    def _forward(self, data: bytes) -> None:
+        with self._sending:
+            self._client.write(data)
+
+    def _errors(self) -> None:
+        assert self._process.stderr is not None
+        while data := os.read(self._process.stderr.fileno(), CHUNK):
+            self._client.write_error(data)
+
+    def _release(self) -> None:
+        self._released = True
+        with suppress(ClientGone):
+            self._send_report()
+
+    def _send_report(self) -> None:
+        with self._sending:
+            if self._released and (text := self._report.take(self._commands, self._reasons, self._failed)):
+                self._client.write(text)
+
+    def _next_event(self) -> tuple[str, list[str]] | None:
+        """What a hook tells: its first line, and the updates. None when receive-pack has ended."""
+        while True:
+            block, end, rest = self._heard.partition(b"\n\n")
+            if end:
+                self._heard = rest
+                first, *lines = block.decode("utf-8", "surrogateescape").split("\n")
+                return first, [line for line in lines if line]
+            ready, _, _ = select.select([self._told, self._ended], [], [])
+            data = os.read(self._told, CHUNK) if self._told in ready else b""
+            if data:
+                self._heard += data
+            elif self._ended in ready:
+                return None
+            else:
+                self._process.wait()
+
+    def _reap(self) -> None:
+        """Note that receive-pack has ended, for everybody who waits for something else."""
+        self._process.wait()
+        self._commands.end()
+        os.close(self._end)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _update(line: str) -> RefUpdate:
+    old, new, ref = line.split(" ", 2)
+    return RefUpdate(ref, old, new)

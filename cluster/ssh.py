@@ -1,0 +1,534 @@
+"""The built-in SSH endpoint: one thread a connection, one a command, and no way to a shell.
+
+    SshServer        listens; knows every connection; ends those that do not log in
+        _Connection  one client: which key it proved, what it may ask for (nothing but exec)
+            _Session one channel: its GIT_PROTOCOL, its command
+                ChannelClient   the Client that the command's handler speaks to
+
+What a connection's thread (paramiko's) does must not block others: a database lookup here delays this client alone.
+Everybody on the network can reach what runs before authentication; it is bounded in time, number and memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import logging
+import re
+import secrets
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import paramiko  # type: ignore[import-untyped,unused-ignore]
+from paramiko.auth_handler import AuthHandler  # type: ignore[import-untyped,unused-ignore]
+from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
+    AUTH_FAILED,
+    AUTH_SUCCESSFUL,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_REQUEST,
+    OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
+    OPEN_FAILED_RESOURCE_SHORTAGE,
+    OPEN_SUCCEEDED,
+)
+
+from cluster.client import Client
+from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable
+from cluster.model import Actor
+from cluster.names import Command, parse_command
+from cluster.peer import PACKET, PREFIX, WINDOW, Wire, load_key
+
+LOGIN_GRACE = 30.0
+"""Seconds from connecting to a proven key."""
+
+MAX_STRANGERS = 64
+"""Connections that have not proven a key; more are closed at once."""
+
+MAX_CHANNELS = 10
+"""Commands at once on one connection, as OpenSSH's MaxSessions."""
+
+HEAR_MS = 5
+"""Milliseconds to wait for the client's list of algorithms before sending ours."""
+
+_PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")
+_AWAY = "the cluster's database is away; try again in a moment"
+_CLOSING = "this device is shutting down"
+_LOST = (paramiko.SSHException, EOFError, OSError)
+
+# Its stubs describe only what is public. We build on more, so to the type checker these are Any.
+_ServerInterface: Any = paramiko.ServerInterface
+_AuthHandler: Any = AuthHandler
+_Channel: Any = paramiko.Channel
+
+log = logging.getLogger(__name__)
+
+
+class Handlers(Protocol):
+    """What the endpoint serves. Called from many threads."""
+
+    def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
+        """Whose key this is (fingerprint: "SHA256:…" without padding); None: nobody's. May raise ClusterError."""
+
+    def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
+        """Do it; the exit code. A ClusterError is told to the client, with its exit code."""
+
+    def greeting(self, actor: Actor) -> str:
+        """What somebody reads who logs in without a command."""
+
+
+class ChannelClient:
+    """The far end of an SSH channel, as a Client."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._ahead = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        if not self._ahead:
+            try:  # all there is: paramiko's buffer is cheap to empty and dear to take pieces from
+                self._ahead = memoryview(self._channel.recv(WINDOW))
+            except _LOST:
+                return b""
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return bytes(data)
+
+    def write(self, data: bytes) -> None:
+        self._send(self._channel.send, data)
+
+    def write_error(self, data: bytes) -> None:
+        with suppress(ClientGone):
+            self._send(self._channel.send_stderr, data)
+
+    def _send(self, send: Callable[[bytes], int], data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                sent = send(bytes(view[:PACKET]))
+            except _LOST as error:
+                raise ClientGone("the client hung up") from error
+            if not sent or self.gone:  # paramiko drops what is sent to a dead connection without a word
+                raise ClientGone("the client hung up")
+            view = view[sent:]
+
+    def say(self, line: str) -> None:
+        shown = "".join(character if character.isprintable() else "?" for character in line)
+        self.write_error(f"{PREFIX}{shown}\n".encode(errors="replace"))
+
+    @property
+    def gone(self) -> bool:
+        return bool(self._channel.closed or not self._channel.get_transport().is_active())
+
+    def finish(self, code: int) -> None:
+        """The exit status, the end of output, and the close, in the order that clients expect them."""
+        with suppress(*_LOST):
+            if not self.gone:
+                self._channel.send_exit_status(code & 0xFF)
+                self._channel.shutdown_write()
+            self._channel.close()
+
+
+class SshServer:
+    """Listens on `listen`. Nothing is read or opened before start()."""
+
+    def __init__(self, listen: tuple[str, int], host_key: Path, handlers: Handlers) -> None:
+        self._listen, self._key_path, self.handlers = listen, host_key, handlers
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._connections: set[_Connection] = set()
+        self._running = 0
+        self._stopping = threading.Event()
+        self._turned_away = 0
+        self._told_at = float("-inf")
+
+    def start(self) -> tuple[str, int]:
+        """Listen, from a thread of its own; the address that was bound. ConfigError where that cannot be."""
+        self._host_key = load_key(self._key_path, "the host key of the SSH endpoint")
+        self._socket = _bind(self._listen)
+        self._socket.settimeout(1.0)  # how often the accepting thread looks for those that do not log in
+        threading.Thread(target=self._accept, name="ssh accept", daemon=True).start()
+        host, port = self._socket.getsockname()[:2]
+        return host, port
+
+    def stop_accepting(self) -> None:
+        """No new connections; whoever asks for a command on an open one is told that this device shuts down."""
+        with self._lock:
+            self._stopping.set()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept up; close alone does not
+        self._socket.close()
+
+    def close(self, grace: float) -> None:
+        """Stop; wait `grace` seconds for the commands that run; then hang up on everybody."""
+        self.stop_accepting()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running, grace)
+            connections = list(self._connections)
+        for connection in connections:
+            connection.hang_up()
+
+    # Connections
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                sock, address = self._socket.accept()
+            except TimeoutError:
+                sock = None
+            except OSError as error:
+                if self._stopping.is_set():
+                    break
+                log.error("accepting SSH connections: %s", error.strerror)  # most likely: too many open files
+                time.sleep(0.1)
+                continue
+            self._end_strangers()
+            if sock:
+                self._admit(sock, str(address[0]).removeprefix("::ffff:"))
+
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        with self._lock:
+            crowded = sum(1 for connection in self._connections if connection.stranger) >= MAX_STRANGERS
+        if crowded:
+            sock.close()
+            self._turned_away += 1
+            if time.monotonic() - self._told_at > 10:  # one line for a flood
+                log.warning(
+                    "%d connections have not logged in: turned away %d, the last from %s",
+                    MAX_STRANGERS, self._turned_away, address,
+                )  # fmt: skip
+                self._turned_away, self._told_at = 0, time.monotonic()
+            return
+        try:
+            connection = _Connection(self, sock, address)
+            with self._lock:
+                self._connections.add(connection)
+            connection.start(self._host_key)
+        except (OSError, RuntimeError, *_LOST) as error:  # gone already, or no thread to be had
+            log.info("%s: connection not served: %s", address, error)
+            sock.close()
+            with self._lock:
+                self._connections.discard(connection)
+
+    def _end_strangers(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            late = [each for each in self._connections if each.stranger and now - each.since > LOGIN_GRACE]
+        for connection in late:
+            connection.hang_up(f"not logged in after {LOGIN_GRACE:.0f} seconds")
+
+    def ended(self, connection: _Connection) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+
+    # Commands
+
+    def begin(self) -> bool:
+        """Count a command as running, unless this device shuts down."""
+        with self._lock:
+            if not self._stopping.is_set():
+                self._running += 1
+            return not self._stopping.is_set()
+
+    def end(self) -> None:
+        with self._idle:
+            self._running -= 1
+            self._idle.notify_all()
+
+
+class _Session:
+    """A channel. What it asks for is granted once, and started once the client knows; None: a shell."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.protocol = ""
+        self.command: bytes | None = None
+        self.granted = self.started = False
+
+
+class _Connection(_ServerInterface):  # type: ignore[misc]
+    """One client. paramiko calls the check_… methods from the connection's own thread, one at a time.
+
+    Where the lookup of a key fails, the key is accepted into a state in which nothing can be run: each command is
+    answered with the reason. "Permission denied (publickey)" would send people to look for a fault in their keys.
+    """
+
+    def __init__(self, server: SshServer, sock: socket.socket, address: str) -> None:
+        self.server, self.address = server, address
+        self.since = time.monotonic()
+        self._found: dict[str, Actor | ClusterError | None] = {}
+        self._proven: Actor | ClusterError | None = None
+        self._sessions: dict[int, _Session] = {}
+        self._opened = 0
+        self._why = ""
+        self._sock = sock
+        self._wire = _ServerWire(sock)
+
+    def start(self, host_key: Any) -> None:
+        self._wire.name = f"ssh {self.address}"
+        self._wire.add_server_key(host_key)
+        self._wire.start_server(event=threading.Event(), server=self)
+
+    @property
+    def stranger(self) -> bool:
+        """Whether it has not proven a key that somebody owns."""
+        return not (isinstance(self._proven, Actor) and self._wire.is_authenticated())
+
+    def hang_up(self, why: str = "") -> None:
+        self._why = why
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes the connection's thread up; close alone does not
+        self._wire.close()
+
+    def ended(self, error: BaseException | None) -> None:
+        """The connection's thread is about to end."""
+        self.server.ended(self)
+        if not self._wire.authenticated:
+            why = self._why or ascii(str(error or "hung up")[:200])[1:-1] or "hung up"
+            log.info("%s: ended before logging in: %s", self.address, why)
+
+    # Authentication
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: Any) -> int:
+        """Asked when a key is offered and again when it is proven. The last answer given is the one that counts."""
+        blob = key.asbytes()
+        fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        if fingerprint not in self._found:
+            self._found[fingerprint] = self._look_up(key, blob, fingerprint)
+        self._proven = self._found[fingerprint]
+        return int(AUTH_FAILED if self._proven is None else AUTH_SUCCESSFUL)
+
+    def _look_up(self, key: Any, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
+        if isinstance(key, _UnusableKey):
+            return None
+        try:
+            found = self.server.handlers.authenticate(
+                key.get_name(), base64.b64encode(blob).decode(), fingerprint
+            )
+        except DatabaseUnavailable as error:
+            log.warning("%s: cannot look up key %s: %s", self.address, fingerprint, error)
+            return DatabaseUnavailable(_AWAY)
+        except ClusterError as error:
+            log.warning("%s: cannot look up key %s: %s", self.address, fingerprint, error)
+            return error
+        except Exception:
+            return _unexpected(self.address)
+        if found:
+            log.debug("%s: %s %s by key %s", self.address, found.kind, found.name, fingerprint)
+        return found
+
+    # Channels
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        if kind != "session":
+            return int(OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
+        for number, session in list(self._sessions.items()):
+            if session.channel.closed and not session.started:
+                self._sessions.pop(number, None)
+        # A device that reuses its connections must not reuse one on which nothing can be run.
+        refused = self.stranger and self._opened
+        if refused or len(self._sessions) >= MAX_CHANNELS:
+            return int(OPEN_FAILED_RESOURCE_SHORTAGE)
+        return int(OPEN_SUCCEEDED)
+
+    def opened(self, channel: Any) -> None:
+        self._opened += 1
+        self._sessions[channel.get_id()] = _Session(channel)
+
+    def check_channel_env_request(self, channel: Any, name: bytes, value: bytes) -> bool:
+        """GIT_PROTOCOL, in the form that Git gives it, is the one variable that reaches anything."""
+        session = self._sessions.get(channel.get_id())
+        text = value.decode("ascii", "replace")
+        if not session or name != b"GIT_PROTOCOL" or len(text) > 256 or not _PROTOCOL.fullmatch(text):
+            return False
+        session.protocol = text
+        return True
+
+    def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
+        return self._grant(channel, command)
+
+    def check_channel_shell_request(self, channel: Any) -> bool:
+        return self._grant(channel, None)
+
+    def _grant(self, channel: Any, command: bytes | None) -> bool:
+        session = self._sessions.get(channel.get_id())
+        if not session or session.granted:
+            return False
+        session.granted, session.command = True, command
+        return True
+
+    def replied(self, channel: Any) -> None:
+        """The client knows what became of its request; a command that was granted may begin."""
+        session = self._sessions.get(channel.get_id())
+        if session and session.granted and not session.started:
+            session.started = True
+            name = f"ssh {self.address} #{channel.get_id()}"
+            threading.Thread(target=self._serve, args=(session,), name=name, daemon=True).start()
+
+    def _serve(self, session: _Session) -> None:
+        """A command, from its thread's first step to its last."""
+        client = ChannelClient(session.channel)
+        counted = self.server.begin()
+        code = 1
+        try:
+            if not counted:
+                raise ClusterError(_CLOSING)
+            code = self._answer(session, client)
+        except ClientGone:
+            log.debug("%s: hung up", self.address)
+        except ClusterError as error:
+            code = _tell(client, error)
+        except Exception:
+            code = _tell(client, _unexpected(self.address))
+        finally:
+            client.finish(code)
+            self._sessions.pop(session.channel.get_id(), None)
+            if counted:
+                self.server.end()
+
+    def _answer(self, session: _Session, client: ChannelClient) -> int:
+        actor, handlers = self._proven, self.server.handlers
+        if isinstance(actor, ClusterError):
+            raise actor
+        assert actor
+        if session.command is None:
+            greeting = handlers.greeting(actor)
+            client.write((greeting.rstrip("\n") + "\n").encode(errors="replace"))
+            return 1
+        command = parse_command(session.command.decode(errors="surrogateescape"))
+        return handlers.run(actor, command, client, protocol=session.protocol, address=self.address)
+
+
+def _tell(client: ChannelClient, error: ClusterError) -> int:
+    client.say(f"error: {error.what}")
+    for line in error.lines()[1:]:
+        client.say(line)
+    return error.exit_code
+
+
+def _unexpected(address: str) -> ClusterError:
+    """For an exception that is being handled and that nobody foresaw: the log gets it, the client its number."""
+    number = secrets.token_hex(4)
+    log.exception("%s: %s: unexpected", address, number)
+    return ClusterError(
+        f"something went wrong on this device; the administrator finds it in the log as {number}"
+    )
+
+
+def _bind(listen: tuple[str, int]) -> socket.socket:
+    host, port = listen
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        dual = family == socket.AF_INET6 and not host and socket.has_dualstack_ipv6()
+        return socket.create_server(
+            address[:2], family=family, backlog=128, dualstack_ipv6=dual
+        )  # SO_REUSEADDR is on
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        hint = "Set [ssh] listen to an address of this machine and a free port."
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            hint = f"Another program holds the port (ss -ltnp shows which); stop it, or {hint[0].lower()}{hint[1:]}"
+        raise ConfigError(f"cannot listen for SSH on {host or '*'} port {port}: {why}", hint=hint) from error
+
+
+# Repairs of paramiko's server side
+
+
+class _UnusableKey:
+    """Stands for an offered key of a type that we do not take: it is refused like any other, see below."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._blob = blob
+
+    def asbytes(self) -> bytes:
+        return self._blob
+
+
+class _PatientAuthHandler(_AuthHandler):  # type: ignore[misc]
+    """paramiko hangs up on a client that offers a key it cannot read (a security key's, say); its next may fit."""
+
+    def _generate_key_from_request(self, algorithm: str, keyblob: bytes) -> Any:
+        try:
+            key = super()._generate_key_from_request(algorithm, keyblob)
+        except Exception:
+            key = None
+        return key or _UnusableKey(keyblob)
+
+
+def _on_request(channel: Any, message: Any) -> None:
+    """A command must not answer before the client knows that it was granted."""
+    _Channel._handle_request(channel, message)
+    channel.get_transport().server_object.replied(channel)
+
+
+def _on_data(channel: Any, message: Any) -> None:
+    """paramiko takes what a client sends beyond its window, and would keep it in memory."""
+    _Channel._feed(channel, message)
+    if len(channel.in_buffer) > WINDOW:
+        raise paramiko.SSHException("sent more than its window")
+
+
+def _on_extended_data(channel: Any, message: Any) -> None:
+    """Clients have no stderr to send; what claims to be it is thrown away."""
+
+
+class _ServerWire(Wire):
+    _heard = False
+    auth_handler: Any
+
+    _channel_handler_table = {  # noqa: RUF012 – paramiko's own is a class's, too
+        **Wire._channel_handler_table,
+        MSG_CHANNEL_REQUEST: _on_request,
+        MSG_CHANNEL_DATA: _on_data,
+        MSG_CHANNEL_EXTENDED_DATA: _on_extended_data,
+    }
+
+    def _queue_incoming_channel(self, channel: Any) -> None:
+        self.server_object.opened(channel)  # paramiko's queue is for accept(), and grows without it
+
+    def _send_kex_init(self) -> None:
+        """Hear which ciphers the client has before naming ours, where that costs no round trip.
+
+        Of the ciphers that both sides have, SSH takes the first of the client's list. Stock OpenSSH lists AES-GCM
+        after AES-CTR, which is half as fast here; so CTR is named only where it must be.
+        """
+        if not self._heard and self._client_speaks():
+            return  # _negotiate_keys sends it
+        super()._send_kex_init()
+
+    def _client_speaks(self) -> bool:
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(HEAR_MS))
+
+    def _negotiate_keys(self, m: Any) -> None:
+        if not self._heard:
+            self._heard = True
+            lists = self._really_parse_kex_init(m)
+            m.rewind()
+            offered = {*lists["client_encrypt_algo_list"]} & {*lists["server_encrypt_algo_list"]}
+            fast = tuple(name for name in self._preferred_ciphers if "gcm" in name and name in offered)
+            if fast and self.local_kex_init is None:
+                self._preferred_ciphers = fast
+        super()._negotiate_keys(m)
+
+    def _parse_newkeys(self, m: Any) -> None:
+        if self.auth_handler is None:
+            self.auth_handler = _PatientAuthHandler(self)
+        super()._parse_newkeys(m)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self.server_object.ended(self.saved_exception)

@@ -1,0 +1,339 @@
+"""Second copies before the first commit (guarantee G9): send a push's objects to peers, keep those of others.
+
+The sender's side runs between "propose" and "lock", the keeper's side answers `git-cluster-stage`. What is sent is
+what Git put into the push's quarantine: exactly the objects that the sender did not have. The keeper first brings
+its replica to the version that the client saw, so it has everything else. It checks that by itself (index-pack
+looks up every link out of the pack), and where a link is missing the sender packs again, from all its refs.
+
+    sender ──"git-cluster-stage REPO PUSH VERSION"──▶ keeper
+           ──the new object ids (pkt-lines), flush──▶
+           ──a pack, or nothing──▶
+           ◀──"working" now and then, at last "kept" or "incomplete"──
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from uuid import UUID
+
+from dulwich.protocol import pkt_line
+
+from cluster import git
+from cluster.client import Client
+from cluster.errors import ClusterError, GitFailed, PeerFailed, TooFewCopies
+from cluster.model import HEAD, Device, RefUpdate, Snapshot, WhenShort
+from cluster.names import StageCommand, UnstageCommand
+from cluster.node import Node
+from cluster.peer import Remote
+from cluster.report import packets, read_some
+from cluster.sync import Say, catch_up
+from cluster.versions import stage_peers
+
+_log = logging.getLogger(__name__)
+
+CHUNK = 65536
+SILENCE = 15.0
+"""Seconds without a sign of life after which a keeper is given up: it says "working" every 2 s."""
+
+
+# ---------------------------------------------------------------------------------------------------- sender
+
+
+@dataclass(slots=True)
+class Staged:
+    """Where a push's objects are kept. Until `committed` is set, leaving the context drops them there."""
+
+    devices: list[Device]
+    committed: bool = False
+
+
+@contextmanager
+def staged(
+    node: Node,
+    snapshot: Snapshot,
+    push_id: UUID,
+    updates: Iterable[RefUpdate],
+    quarantine: Path | None,
+    say: Say,
+) -> Iterator[Staged]:
+    """Have min_copies - 1 peers hold what this push brings. TooFewCopies where the policy says "refuse"."""
+    oids = sorted({update.new for update in updates if not update.deletes})
+    copies = Staged([])
+    try:
+        if oids:
+            _spread(node, snapshot, push_id, oids, quarantine, copies, say)
+        yield copies
+    finally:
+        if copies.devices and not copies.committed:
+            Thread(
+                target=_drop, args=(node, snapshot, push_id, list(copies.devices)), name="unstage", daemon=True
+            ).start()
+
+
+def _spread(
+    node: Node,
+    snapshot: Snapshot,
+    push_id: UUID,
+    oids: list[str],
+    quarantine: Path | None,
+    copies: Staged,
+    say: Say,
+) -> None:
+    repository = snapshot.repository
+    needed = repository.min_copies - 1
+    for peer in stage_peers(snapshot, node.name):
+        if len(copies.devices) == needed:
+            return
+        try:
+            _send(node, snapshot, peer.device, push_id, oids, quarantine)
+        except PeerFailed as error:
+            _log.warning("staging %s on %s failed: %s", repository.name, peer.device.name, error.what)
+        else:
+            copies.devices.append(peer.device)
+    short = needed - len(copies.devices)
+    if short <= 0:
+        return
+    what = f"only {repository.min_copies - short} of {repository.min_copies} copies can be made now"
+    if repository.when_short is WhenShort.REFUSE:
+        raise TooFewCopies(
+            f"{what}, and {repository.name} asks for all of them", hint="push again when more devices are up"
+        )
+    say(f"warning: {what}; the others follow when their devices are back")
+
+
+def _send(
+    node: Node, snapshot: Snapshot, device: Device, push_id: UUID, oids: list[str], quarantine: Path | None
+) -> None:
+    objects = node.store.path(snapshot.repository.id) / "objects"
+    pack: Callable[[], Iterator[bytes]] = lambda: _quarantined(objects, quarantine)  # noqa: E731
+    if _offer(node, snapshot, device, push_id, oids, pack):
+        return
+    everything = [value for ref, value in node.store.refs(snapshot.repository.id).items() if ref != HEAD]
+    if not _offer(
+        node, snapshot, device, push_id, oids, lambda: _reachable(objects, quarantine, oids, everything)
+    ):
+        raise PeerFailed(f"device {device.name} lacks objects that it should have")
+
+
+def _offer(
+    node: Node,
+    snapshot: Snapshot,
+    device: Device,
+    push_id: UUID,
+    oids: list[str],
+    pack: Callable[[], Iterator[bytes]],
+) -> bool:
+    """Send one pack; whether the keeper found it complete."""
+    command = StageCommand(snapshot.repository.name, push_id, snapshot.repository.version)
+    with node.peers.run(device, str(command)) as remote:
+        for oid in oids:
+            remote.send(pkt_line(oid.encode()))
+        remote.send(pkt_line(None))
+        for data in pack():
+            remote.send(data)
+        remote.send_eof()
+        verdict = _verdict(remote)
+        remote.finish(SILENCE)
+    if verdict not in ("kept", "incomplete"):
+        raise PeerFailed(f"device {device.name} keeps no copy: {remote.stderr.strip() or 'it gave no reason'}")
+    return verdict == "kept"
+
+
+def _verdict(remote: Remote) -> str:
+    text = b""
+    while data := remote.receive(1024, SILENCE):
+        text += data
+    lines = [line for line in text.decode("utf-8", "replace").splitlines() if line != "working"]
+    return lines[-1] if lines else ""
+
+
+def _drop(node: Node, snapshot: Snapshot, push_id: UUID, devices: list[Device]) -> None:
+    for device in devices:
+        with suppress(PeerFailed):
+            command = UnstageCommand(snapshot.repository.name, push_id)
+            with node.peers.run(device, str(command)) as remote:
+                remote.send_eof()
+                remote.finish(SILENCE)
+
+
+def _quarantined(objects: Path, quarantine: Path | None) -> Iterator[bytes]:
+    """A pack of what the client sent: the one that it came in, or one made of the loose objects."""
+    if quarantine is None or not quarantine.is_dir():
+        return
+    packs = sorted((quarantine / "pack").glob("*.pack"))
+    loose = [f"{p.parent.name}{p.name}" for p in quarantine.glob("[0-9a-f][0-9a-f]/*") if _is_object(p)]
+    if len(packs) == 1 and not loose:
+        with packs[0].open("rb") as file:
+            while data := file.read(CHUNK):
+                yield data
+        return
+    for pack in packs:
+        index = pack.with_suffix(".idx").read_bytes()
+        listing = git.run(["show-index", f"--object-format={_format(pack)}"], data=index).decode()
+        loose += [line.split(" ")[1] for line in listing.splitlines()]
+    if loose:
+        yield from _packed(objects, quarantine, [], "".join(f"{oid}\n" for oid in loose))
+
+
+def _reachable(objects: Path, quarantine: Path | None, oids: list[str], known: list[str]) -> Iterator[bytes]:
+    """A pack of what `oids` reach and `known` does not, by a walk over the history."""
+    lines = [*oids, *(f"^{oid}" for oid in sorted(set(known)))]
+    yield from _packed(objects, quarantine, ["--revs"], "".join(f"{line}\n" for line in lines))
+
+
+def _packed(objects: Path, quarantine: Path | None, options: list[str], names: str) -> Iterator[bytes]:
+    env = git.environment(GIT_DIR=str(objects.parent))
+    if quarantine is not None:
+        env |= {"GIT_OBJECT_DIRECTORY": str(quarantine), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects)}
+    with subprocess.Popen(
+        ["git", "pack-objects", "--stdout", "--quiet", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=env,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(names.encode())
+        process.stdin.close()
+        while data := read_some(process.stdout):
+            yield data
+    if process.returncode != 0:
+        raise PeerFailed("the objects of this push could not be packed for a peer")
+
+
+def _is_object(path: Path) -> bool:
+    return len(path.name) in (38, 62)
+
+
+def _format(pack: Path) -> str:
+    return "sha256" if len(pack.stem.removeprefix("pack-")) == 64 else "sha1"
+
+
+# ---------------------------------------------------------------------------------------------------- keeper
+
+
+def keep(node: Node, command: StageCommand, client: Client) -> int:
+    """Answer `git-cluster-stage`: take the pack in, and hold it by refs/cluster/staged/<push>/…"""
+    stop = Event()
+    Thread(target=_keep_saying_working, args=(client, stop), name="stage working", daemon=True).start()
+    try:
+        verdict = _keep(node, command, client)
+    finally:
+        stop.set()
+    client.write(f"{verdict}\n".encode())
+    return 0
+
+
+def _keep_saying_working(client: Client, stop: Event) -> None:
+    while not stop.wait(2):
+        with suppress(ClusterError):
+            client.write(b"working\n")
+
+
+def _keep(node: Node, command: StageCommand, client: Client) -> str:
+    snapshot = node.db.snapshot(command.repository)
+    repository, store = snapshot.repository, node.store
+    mine = snapshot.of(node.name)
+    current = mine is not None and mine.position is not None and not mine.quarantined
+    if not current or (mine.version or 0) < command.version or not store.exists(repository.id):  # type: ignore[union-attr]
+        snapshot = catch_up(node, repository.id)
+    stream = _Buffered(client)
+    oids = []
+    for packet in packets(stream):  # type: ignore[arg-type]
+        if packet.flush:
+            break
+        oids.append(packet.payload.decode("ascii", "replace"))
+    if not all(_is_oid(oid, repository.object_format) for oid in oids):
+        raise PeerFailed("what the peer wants to stage are not object ids")
+    first = stream.read(1)
+    if first and not _index(store.path(repository.id), first, stream):
+        return "incomplete"
+    if not first and not store.existing(repository.id, oids) >= set(oids):
+        return "incomplete"
+    if store.existing(repository.id, oids) != set(oids):
+        return "incomplete"
+    store.stage_refs(repository.id, command.push_id, oids)
+    return "kept"
+
+
+def _index(path: Path, first: bytes, stream: _Buffered) -> bool:
+    """Store a pack; whether all that it refers to is here. Exit code 1 says "complete, but not by itself alone"."""
+    with subprocess.Popen(
+        ["git", "index-pack", "--stdin", "--fix-thin", "--check-self-contained-and-connected"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=git.environment(git.DURABLE, GIT_DIR=str(path)),
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        with suppress(BrokenPipeError):
+            data = first
+            while data:
+                process.stdin.write(data)
+                data = stream.read1()
+            process.stdin.close()
+        errors = process.stderr.read()
+    if process.returncode in (0, 1):
+        return True
+    if b"expected object" in errors or b"unresolved deltas" in errors:
+        return False
+    raise GitFailed(f"the copy could not be stored: {git.last_line(errors)}")
+
+
+def release(node: Node, command: UnstageCommand) -> int:
+    """Answer `git-cluster-unstage`: the push was settled without a commit."""
+    snapshot = node.db.snapshot(command.repository)
+    node.store.unstage(snapshot.repository.id, [command.push_id])
+    return 0
+
+
+def sweep(node: Node, repository_id: int, older_than: float = 3600.0) -> None:
+    """Drop staged refs that nobody will settle any more: committed versions that we hold, or long-dead pushes."""
+    staged_here = node.store.staged(repository_id)
+    if not staged_here:
+        return
+    snapshot = node.db.snapshot_of(repository_id)
+    owner = snapshot.intent_owner
+    pending = owner.intent.push_id if owner and owner.intent else None
+    mine = snapshot.of(node.name)
+    done = []
+    for push_id in staged_here:
+        position = node.db.committed(repository_id, push_id)
+        applied = position is not None and mine is not None and (mine.version or 0) >= position.version
+        dead = position is None and node.store.staged_age(repository_id, push_id) > older_than
+        if push_id != pending and (applied or dead):
+            done.append(push_id)
+    node.store.unstage(repository_id, done)
+
+
+def _is_oid(text: str, object_format: str) -> bool:
+    return len(text) == len(git.ZERO[object_format]) and not text.strip("0123456789abcdef")
+
+
+class _Buffered:
+    """A client's input as a file to read exactly or by the piece."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._rest) < size:
+            data = self._client.read(CHUNK)
+            if not data:
+                break
+            self._rest += data
+        out, self._rest = self._rest[:size], self._rest[size:]
+        return out
+
+    def read1(self) -> bytes:
+        if self._rest:
+            out, self._rest = self._rest, b""
+            return out
+        return self._client.read(CHUNK)

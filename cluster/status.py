@@ -1,0 +1,216 @@
+"""The state of the cluster as one document: what `status --json`, the status page and the metrics show.
+
+`document` is pure: rows in, words out. `observe` reads the rows in an order that makes "frozen" true.
+
+    replica        when
+    ───────────    ─────────────────────────────────────────────────────────────────────────────
+    quarantined    its copy is not trusted
+    absent         it holds nothing yet
+    writing        it has an intent, and somebody holds the repository's write lock
+    frozen         it has an intent, and nobody does: the writer died or lost the database
+    behind         its version is older than the repository's
+    current        all is well
+
+    repository     the first that fits
+    ───────────    ─────────────────────────────────────────────────────────────────────────────
+    frozen         a person froze it, or one of its intents is left over
+    unavailable    no device that serves holds the newest version (version 0: no device serves)
+    degraded       fewer copies than min_copies, a replica that is not current, a device that is not there
+    healthy        all is well
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from cluster.model import Device, Intent, Replica, Snapshot
+
+if TYPE_CHECKING:
+    from cluster.db import Database
+
+Document = dict[str, Any]
+
+LOCK_IDS = 2**31
+"""Write locks are known by the repository's id modulo this: the second key of an advisory lock is 32 bits."""
+
+
+def document(
+    cluster_name: str,
+    devices: Iterable[Device],
+    snapshots: Iterable[Snapshot],
+    locks: Container[int],
+) -> Document:
+    """The whole document. `locks`: the write locks that are held, as Database.write_locks names them."""
+    return {
+        "cluster": cluster_name,
+        "devices": [
+            {"name": device.name, "state": device.state, "last_seen_at": timestamp(device.last_seen_at)}
+            for device in devices
+        ],
+        "repositories": [
+            repository(snapshot, locked=snapshot.repository.id % LOCK_IDS in locks) for snapshot in snapshots
+        ],
+    }
+
+
+def observe(db: Database, cluster_name: str, only: str | None = None) -> Document:
+    """The document as of now; `only`: of this repository and the devices that hold it. NotFound."""
+
+    def look() -> list[Snapshot]:
+        return [db.snapshot(only)] if only else db.snapshots()
+
+    snapshots, locked = look(), set[int]()
+    if intents := _intents(snapshots):
+        # Rows and locks are two statements, and a push may come or go between them. It takes the lock before it
+        # writes its intent and releases it after the commit: only an intent that is there both before and after
+        # the lock was seen free is left over. Any other is a push at work.
+        locked = set(db.write_locks())
+        if unheld := {id: token for id, token in intents.items() if id % LOCK_IDS not in locked}:
+            later = _intents(look())
+            locked |= {id % LOCK_IDS for id, token in unheld.items() if later.get(id) != token}
+    devices = db.devices()
+    if only:
+        devices = [device for device in devices if snapshots[0].of(device.name)]
+    return document(cluster_name, devices, snapshots, locked)
+
+
+def _intents(snapshots: Sequence[Snapshot]) -> dict[int, UUID]:
+    """The tokens of all intents, by repository id."""
+    return {
+        snapshot.repository.id: owner.intent.token
+        for snapshot in snapshots
+        if (owner := snapshot.intent_owner) and owner.intent
+    }
+
+
+def repository(snapshot: Snapshot, *, locked: bool) -> Document:
+    """One repository's entry. `locked`: somebody holds its write lock."""
+    state, reason = _state(snapshot, locked=locked)
+    return {
+        "name": snapshot.repository.name,
+        "version": snapshot.repository.version,
+        "state": state,
+        "reason": reason,
+        "min_copies": snapshot.repository.min_copies,
+        "copies": len(snapshot.leaders),
+        "replicas": [_replica(snapshot, replica, locked=locked) for replica in snapshot.replicas],
+    }
+
+
+def _replica(snapshot: Snapshot, replica: Replica, *, locked: bool) -> Document:
+    intent = replica.intent
+    return {
+        "device": replica.device.name,
+        "version": replica.version,
+        "behind": snapshot.repository.version - (replica.version or 0),
+        "checksum": str(replica.position.checksum) if replica.position else None,
+        "state": replica_state(snapshot, replica, locked=locked),
+        "reason": replica.quarantined,
+        "is_writing": intent is not None,
+        "writer": intent.actor if intent else None,
+        "writing_since": timestamp(intent.at) if intent else None,
+        "last_synced_at": timestamp(replica.synced_at),
+        "attempts": replica.attempts,
+        "last_error": replica.last_error,
+    }
+
+
+def replica_state(snapshot: Snapshot, replica: Replica, *, locked: bool) -> str:
+    if replica.quarantined:
+        return "quarantined"
+    if replica.position is None:
+        return "absent"
+    if replica.intent:
+        return "writing" if locked else "frozen"
+    return "current" if replica.position == snapshot.repository.position else "behind"
+
+
+def _state(snapshot: Snapshot, *, locked: bool) -> tuple[str, str | None]:
+    """The repository's state and, unless it is healthy, why and what to do."""
+    if reason := _frozen(snapshot, locked=locked):
+        return "frozen", reason
+    serving = [replica for replica in snapshot.replicas if _serves(replica.device)]
+    leaders = [replica for replica in snapshot.leaders if replica in serving]
+    # Version 0 is empty: any device can make it out of nothing.
+    if not (leaders if snapshot.repository.version else serving):
+        return "unavailable", _unavailable(snapshot)
+    troubles = _troubles(snapshot, locked=locked)
+    return ("degraded", "; ".join(troubles)) if troubles else ("healthy", None)
+
+
+def _serves(device: Device) -> bool:
+    return device.state in ("online", "draining")
+
+
+def _frozen(snapshot: Snapshot, *, locked: bool) -> str | None:
+    subject, owner = snapshot.repository, snapshot.intent_owner
+    if subject.frozen:
+        return (
+            f"frozen since {moment(subject.frozen_at)}: {subject.frozen}; "
+            f"end it with `git cluster thaw {subject.name}`"
+        )
+    if owner and owner.intent and not locked:
+        return (
+            f"{interrupted(owner.device, owner.intent)}; "
+            f"see what would be lost: `git cluster thaw {subject.name} --dry-run`"
+        )
+    return None
+
+
+def interrupted(device: Device, intent: Intent) -> str:
+    """An interrupted write in words: who wrote, where, since when, which refs."""
+    refs = [update.ref for update in intent.refs]
+    shown = ", ".join(refs[:3]) + (f" and {len(refs) - 3} more" if len(refs) > 3 else "")
+    where = f"device {device.name}" + ("" if _serves(device) else f" ({device.state})")
+    return f"a write by {intent.actor} on {where} was interrupted, begun {moment(intent.at)}: {shown}"
+
+
+def _unavailable(snapshot: Snapshot) -> str:
+    if not snapshot.replicas:
+        return f"no device holds it; add one: `git cluster repo set {snapshot.repository.name} --add-device …`"
+    holders = [replica.device for replica in snapshot.leaders] or [r.device for r in snapshot.replicas]
+    named = ", ".join(f"{device.name} ({device.state})" for device in holders)
+    if snapshot.leaders or not snapshot.repository.version:
+        return f"no device that holds version {snapshot.repository.version} is serving; bring one back: {named}"
+    return (
+        f"no trusted copy of version {snapshot.repository.version} is left; see what can be saved: "
+        f"`git cluster thaw {snapshot.repository.name} --dry-run`"
+    )
+
+
+def _troubles(snapshot: Snapshot, *, locked: bool) -> list[str]:
+    troubles = []
+    for replica in snapshot.replicas:
+        name = replica.device.name
+        match replica_state(snapshot, replica, locked=locked):
+            case "quarantined":
+                troubles.append(f"the copy on {name} is not trusted: {replica.quarantined}")
+            case "absent":
+                troubles.append(f"{name} has no copy yet")
+            case "behind":
+                troubles.append(f"{name} is {snapshot.repository.version - (replica.version or 0)} behind")
+        if not _serves(replica.device):
+            troubles.append(f"device {name} is {replica.device.state}")
+    if len(snapshot.leaders) < snapshot.repository.min_copies:
+        troubles.append(f"{len(snapshot.leaders)} of {snapshot.repository.min_copies} copies")
+    return troubles
+
+
+def healthy(document: Document) -> bool:
+    """Whether nothing needs anybody: every repository healthy, no device silent that should be there."""
+    return all(device["state"] != "offline" for device in document["devices"]) and all(
+        entry["state"] == "healthy" for entry in document["repositories"]
+    )
+
+
+def timestamp(at: datetime | None) -> str | None:
+    """ISO 8601 in UTC, for programs."""
+    return at.astimezone(UTC).isoformat() if at else None
+
+
+def moment(at: datetime | None) -> str:
+    """The same for people, to the second."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if at else "-"

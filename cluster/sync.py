@@ -1,0 +1,334 @@
+"""Bring this device's replica to the newest version.
+
+The push log says what every ref is at every version; a leader is needed only for objects that are not here yet.
+So a sync never copies another device's refs, and a device with a wiped disk can empty nobody.
+
+    look      under the replica's write lock (flock): row, marker and refs, as they are between two pushes
+    plan      trusted: the changes since our version, from the log
+              not trusted (wiped, rolled back, altered, demoted): all refs of the newest version, from the log
+    fetch     what `wanted` reaches and is not here, from the leaders in turn. No write lock; it may take hours
+    apply     under the write lock again: one ref transaction that checks the old values
+    claim     the row (compare-and-set from the position we had), then the marker
+
+Refs move before the row does. Cut off in between, the refs are not those of the row's version: the next look sees
+that and takes the untrusted way, which finds nothing left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from uuid import UUID
+
+from cluster import git
+from cluster.errors import ClientGone, ClusterError, Frozen, GitFailed, NoSource, NotFound, PeerFailed, ReplicaUnfit
+from cluster.model import HEAD, Position, RefUpdate, Replica, Service, Snapshot
+from cluster.names import ServiceCommand
+from cluster.node import Node
+from cluster.versions import difference, head_of, sources, updated
+
+Say = Callable[[str], None]
+
+_log = logging.getLogger(__name__)
+
+LOCAL_WRITE_WAIT = 30.0
+"""Seconds to wait for this replica's own write to finish moving refs; it takes milliseconds (G5)."""
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What turns this replica's refs into those of `target`."""
+
+    was: Position | None
+    target: Position
+    updates: tuple[RefUpdate, ...]
+    wanted: tuple[str, ...]
+    known: tuple[str, ...]
+    settled: tuple[UUID, ...]
+    keep: tuple[tuple[str, str], ...]
+    """(ref, value) pairs that are given up and stay under refs/cluster/lost/ (guarantee G8)."""
+    trusted: bool
+
+
+def catch_up(
+    node: Node, repository_id: int, say: Say = _silent, gone: Callable[[], bool] = lambda: False
+) -> Snapshot:
+    """Make this device's replica current; returns the row it ended with. Many callers wait for one sync.
+
+    Raises Frozen (an interrupted write is in the way, or the database is older than this disk), NoSource, NotFound.
+    """
+    while True:
+        with node.store.holding(repository_id, "sync", 1.0) as mine:
+            if mine:
+                return _catch_up(node, repository_id, say)
+        if gone():
+            raise ClientGone("the client hung up while it waited for a sync")
+
+
+def _catch_up(node: Node, repository_id: int, say: Say) -> Snapshot:
+    for trust in (True, False):
+        with _write_lock(node, repository_id):
+            snapshot = node.db.snapshot_of(repository_id)
+            plan = _look(node, snapshot, say, trust=trust)
+        if plan is None:
+            return snapshot
+        try:
+            _fetch(node, snapshot, plan, say)
+            with _write_lock(node, repository_id):
+                _apply(node, snapshot, plan)
+        except (GitFailed, ReplicaUnfit) as error:
+            if not trust:
+                raise
+            _log.warning(
+                "sync of repository %s from the log failed (%s); rebuilding", repository_id, error.what
+            )
+            continue
+        return node.db.snapshot_of(repository_id)
+    raise AssertionError("unreachable: the second round returns or raises")
+
+
+@contextmanager
+def _write_lock(node: Node, repository_id: int) -> Iterator[None]:
+    """The replica's write lock (the file, not the cluster's): inside, no push moves refs here."""
+    with node.store.holding(repository_id, "write", LOCAL_WRITE_WAIT) as got:
+        if not got:
+            raise Frozen(
+                "a write to this replica is still going on", hint="try again in a moment; see `git-cluster status`"
+            )
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------- look
+
+
+def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | None:
+    """What is to be done, or None where the replica is current."""
+    repository, store = snapshot.repository, node.store
+    mine = snapshot.of(node.name)
+    if mine is None:
+        raise NotFound(f"device {node.name} does not hold {repository.name}")
+    if not demoted(mine):
+        _refuse_older_database(node, snapshot)
+    if mine.intent is not None:
+        raise interrupted(snapshot, mine)
+    if store.foreign(repository.id):
+        _distrust(node, snapshot, "its disk is another device's, or another cluster's")
+        store.set_aside(repository.id, "foreign")
+    elif not store.exists(repository.id):
+        if mine.version:
+            _distrust(node, snapshot, "its disk holds no copy, though it should")
+        store.set_aside(repository.id, "damaged")
+    if not store.exists(repository.id):
+        target_refs = node.db.refs_at(repository.id, repository.version)
+        store.create(repository, head_of(target_refs))
+    disk = store.checksum(repository.id)
+    trusted = trust and mine.position is not None and not mine.quarantined and disk == mine.position.checksum
+    if trusted and mine.position == repository.position:
+        _mark(node, repository.id, repository.position)
+        return None
+    if trusted:
+        assert mine.position is not None
+        plan = _changes_since(node, snapshot, mine.position)
+        if plan is not None:
+            return plan
+    if mine.position is not None and not mine.quarantined and mine.version:
+        _distrust(node, snapshot, f"its refs are not those of version {mine.version}")
+    if mine.quarantined or mine.version:
+        say(f"rebuilding this device's copy: {mine.quarantined or 'its refs are not what they should be'}")
+    return _everything(node, snapshot, mine)
+
+
+def _refuse_older_database(node: Node, snapshot: Snapshot) -> None:
+    """Freeze where the disk knows of a version that the database does not (guarantee G7)."""
+    marker = node.store.marker(snapshot.repository.id)
+    if marker is None or node.store.foreign(snapshot.repository.id):
+        return
+    if marker.version > snapshot.repository.version:
+        reason = (
+            f"the database is older than device {node.name}'s disk: it knows versions up to "
+            f"{snapshot.repository.version}, the disk is at {marker.version}"
+        )
+        if snapshot.repository.frozen != reason:
+            node.db.freeze(snapshot.repository.id, reason)
+        raise Frozen(
+            f"{snapshot.repository.name} is frozen: {reason}",
+            hint="an administrator restores the database, or gives the newer versions up with "
+            f"`git-cluster thaw {snapshot.repository.name} --demote {node.name}`",
+        )
+
+
+def _distrust(node: Node, snapshot: Snapshot, why: str) -> None:
+    _log.warning("%s on %s is quarantined: %s", snapshot.repository.name, node.name, why)
+    node.db.quarantine(snapshot.repository.id, node.name, why)
+
+
+def _changes_since(node: Node, snapshot: Snapshot, was: Position) -> Plan | None:
+    """The incremental plan, or None where the log and the checksums do not fit together."""
+    repository = snapshot.repository
+    updates, entries = node.db.changes(repository.id, was.version, repository.version)
+    if updated(was.checksum, updates) != repository.position.checksum:
+        return None
+    thawed = any(entry.via == "thaw" for entry in entries)
+    zero = git.ZERO[repository.object_format]
+    branch = node.store.head(repository.id)
+    anchor = node.store.values(repository.id, [branch]).values()
+    return Plan(
+        was=was,
+        target=repository.position,
+        updates=tuple(updates),
+        wanted=_objects(updates),
+        known=tuple({*anchor, *(u.old for u in updates if u.ref != HEAD and u.old != zero)}),
+        settled=tuple(entry.push_id for entry in entries),
+        keep=tuple((u.ref, u.old) for u in updates if thawed and not u.creates),
+        trusted=True,
+    )
+
+
+def _everything(node: Node, snapshot: Snapshot, mine: Replica) -> Plan:
+    """The plan that assumes nothing about the disk but what it can show."""
+    repository, store = snapshot.repository, node.store
+    have = store.refs(repository.id)
+    want = node.db.refs_at(repository.id, repository.version)
+    updates = difference(have, want, git.ZERO[repository.object_format])
+    replaced = [(u.ref, u.old) for u in updates if u.ref != HEAD and not u.creates]
+    history = set() if demoted(mine) else node.db.was_committed(repository.id, replaced)
+    values = {value for ref, value in have.items() if ref != HEAD}
+    whole = store.connected(repository.id, values, []) if values else False
+    return Plan(
+        was=mine.position,
+        target=repository.position,
+        updates=tuple(updates),
+        wanted=_objects(updates) if whole else tuple({v for ref, v in want.items() if ref != HEAD}),
+        known=tuple(values) if whole else (),
+        settled=(),
+        keep=tuple(pair for pair in replaced if pair not in history),
+        trusted=False,
+    )
+
+
+def demoted(replica: Replica) -> bool:
+    """Whether a person gave this replica's claim up: then nothing that it says of itself counts."""
+    return bool(replica.quarantined and replica.quarantined.startswith("demoted"))
+
+
+def _objects(updates: list[RefUpdate]) -> tuple[str, ...]:
+    return tuple({u.new for u in updates if u.ref != HEAD and not u.deletes})
+
+
+# ------------------------------------------------------------------------------------------------------ fetch
+
+
+def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say) -> None:
+    """Have everything here that `plan.wanted` reaches; no ref refers to it yet."""
+    if not plan.wanted or node.store.connected(snapshot.repository.id, plan.wanted, plan.known):
+        return
+    behind = snapshot.repository.version - (plan.was.version if plan.was else 0)
+    last: ClusterError | None = None
+    for source in sources(snapshot, node.name):
+        say(f"syncing from {source.device.name}: {behind} version{'' if behind == 1 else 's'} behind")
+        try:
+            _fetch_from(node, snapshot, source, plan, say)
+        except (PeerFailed, GitFailed) as error:
+            _log.warning("sync of %s from %s failed: %s", snapshot.repository.name, source.device.name, error.what)
+            last = error
+        else:
+            return
+    raise _no_source(snapshot, node.name) from last
+
+
+def _fetch_from(node: Node, snapshot: Snapshot, source: Replica, plan: Plan, say: Say) -> None:
+    """`git fetch` of object ids, over this process's own connection to the peer."""
+    repository = snapshot.repository
+    command = str(ServiceCommand(Service.UPLOAD_PACK, repository.name))
+    with (
+        node.store.scratch(repository, plan.known) as env,
+        node.peers.run(source.device, command, protocol="version=2") as remote,
+        remote.pipes() as (reads, writes),
+    ):
+        try:
+            git.run(
+                ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin", f"fd::{reads},{writes}"],
+                data="".join(f"{oid}\n" for oid in plan.wanted).encode(),
+                env=env,
+                config=git.DURABLE,
+                pass_fds=(reads, writes),
+            )
+        except GitFailed as error:
+            raise PeerFailed(f"device {source.device.name}: {remote.stderr.strip() or error.what}") from error
+
+
+def _no_source(snapshot: Snapshot, device: str) -> NoSource:
+    """Why nobody can be synced from, in the words of the person who waits for it."""
+    version = snapshot.repository.version
+    holders = [r.device for r in snapshot.leaders if r.device.name != device]
+    if not holders:
+        return NoSource(
+            f"no device holds version {version} of {snapshot.repository.name} any more",
+            hint="an administrator looks at `git-cluster status` and decides with `git-cluster thaw`",
+        )
+    names = ", ".join(f"{d.name} ({'online' if d.online else 'offline'})" for d in holders)
+    return NoSource(
+        f"version {version} of {snapshot.repository.name} cannot be fetched from where it is: {names}",
+        hint="try again when that device is back; nothing is lost",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ apply
+
+
+def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
+    """Move the refs, then the claim. The replica's write lock is held: nobody else moves refs here."""
+    repository, store = snapshot.repository, node.store
+    now = node.db.snapshot_of(repository.id).of(node.name)
+    if now is None or now.position != plan.was or now.intent is not None:
+        raise ReplicaUnfit("the replica changed while it was synced")
+    if plan.keep:
+        kept = store.keep_lost(repository.id, plan.keep)
+        _log.warning("%s: kept what is given up as %s", repository.name, ", ".join(kept) or "(nothing readable)")
+    store.apply(repository.id, plan.updates)
+    if plan.trusted:
+        store.remember(repository.id, plan.target.checksum)
+    elif store.checksum(repository.id) != plan.target.checksum:
+        raise ReplicaUnfit("after a rebuild the refs are still not those of the newest version")
+    node.db.synced(repository.id, node.name, plan.was, plan.target)
+    _mark(node, repository.id, plan.target)
+    store.unstage(repository.id, plan.settled)
+
+
+def _mark(node: Node, repository_id: int, position: Position) -> None:
+    marker = node.store.marker(repository_id)
+    if marker is None or marker.version != position.version or marker.checksum != str(position.checksum):
+        node.store.mark(repository_id, position)
+
+
+def interrupted(snapshot: Snapshot, owner: Replica) -> Frozen:
+    """The one text for an intent that nobody is carrying out any more."""
+    intent, name = owner.intent, snapshot.repository.name
+    assert intent is not None
+    refs = ", ".join(update.ref for update in intent.refs[:3]) + (" …" if len(intent.refs) > 3 else "")
+    at = f"{intent.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return Frozen(
+        f"{name} is frozen: a push by {intent.actor} on {owner.device.name} was interrupted at {at} ({refs})",
+        hint=f"an administrator resolves it: `git-cluster thaw {name} --dry-run` says how; nothing is lost meanwhile",
+    )
+
+
+def wait_for(condition: Callable[[], bool], timeout: float, gone: Callable[[], bool]) -> bool:
+    """Look at `condition` ever less often, for `timeout` seconds at most. ClientGone when nobody waits any more."""
+    deadline, pause = time.monotonic() + timeout, 0.002
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        if gone():
+            raise ClientGone("the client hung up while it waited")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+    return True

@@ -1,0 +1,183 @@
+"""The decisions: rows in, decision out. No I/O happens here, so every row of every table is a unit test.
+
+The invariant that all of them keep:
+
+    A client is shown refs only from a replica whose refs are exactly those of the newest committed version,
+    and a version is committed only by the holder of an intent that was written at the version before it.
+
+An intent is written before refs move and cleared by the commit that accounts for the move. So whoever finds
+an intent knows that this replica's refs may be ahead of its position, and whoever finds none knows that they
+are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from cluster.model import (
+    CHECKSUM_BYTES,
+    HEAD,
+    Checksum,
+    DeviceMode,
+    Intent,
+    Position,
+    RefUpdate,
+    Replica,
+    Snapshot,
+    is_zero,
+)
+
+# ------------------------------------------------------------------------------------------------ checksums
+
+_MODULUS = 1 << (8 * CHECKSUM_BYTES)
+
+
+def _hash(ref: str, value: str) -> int:
+    item = b"\0".join((b"git-cluster", ref.encode("utf-8", "surrogateescape"), value.encode()))
+    return int.from_bytes(hashlib.shake_256(item).digest(CHECKSUM_BYTES), "big")
+
+
+def _present(value: str) -> bool:
+    return bool(value) and not is_zero(value)
+
+
+def checksum_of(refs: Mapping[str, str]) -> Checksum:
+    """The checksum of a whole set of refs; HEAD's value is "ref: refs/heads/…"."""
+    total = sum(_hash(ref, value) for ref, value in refs.items() if _present(value))
+    return Checksum((total % _MODULUS).to_bytes(CHECKSUM_BYTES, "big"))
+
+
+def updated(checksum: Checksum, changes: Iterable[RefUpdate]) -> Checksum:
+    """The checksum after `changes`, from the changed refs alone: its cost does not grow with the repository."""
+    total = int.from_bytes(checksum.accumulator, "big")
+    for change in changes:
+        if _present(change.old):
+            total -= _hash(change.ref, change.old)
+        if _present(change.new):
+            total += _hash(change.ref, change.new)
+    return Checksum((total % _MODULUS).to_bytes(CHECKSUM_BYTES, "big"))
+
+
+def difference(have: Mapping[str, str], want: Mapping[str, str], zero: str) -> list[RefUpdate]:
+    """The updates that turn one set of refs into another, by ref name."""
+    return [
+        RefUpdate(ref, have.get(ref, zero), want.get(ref, zero))
+        for ref in sorted(have.keys() | want.keys())
+        if have.get(ref, zero) != want.get(ref, zero)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+class Fit(Enum):
+    """What this device may do with its replica now."""
+
+    SERVE = auto()
+    WAIT = auto()
+    """A commit is in flight: milliseconds, because no client is waited for between intend and commit (G5)."""
+    SYNC = auto()
+    UNCOMMITTED = auto()
+    """This replica's own interrupted write moved refs that no version accounts for: never shown (G6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What this device's disk says of a replica, as far as it was looked at.
+
+    checksum: of the refs on disk, or None where there is no repository.
+    """
+
+    checksum: Checksum | None
+
+
+def fit_to_read(snapshot: Snapshot, device: str, local: Local, *, write_locked: bool) -> Fit:
+    """Whether a clone or fetch may be served from `device` now.
+
+    | an intent | its owner lives | the owner is us, refs moved | position, checksum      | then        |
+    |-----------|-----------------|---------------------------|-------------------------|-------------|
+    | yes       | yes             | any                       | any                     | WAIT        |
+    | yes       | no              | yes                       | any                     | UNCOMMITTED |
+    | any       | no              | no                        | newest, and disk agrees | SERVE       |
+    | any       | no              | no                        | behind, or disk differs | SYNC        |
+
+    The owner lives when the write lock is held: it is released by the database with its connection.
+    """
+    owner = snapshot.intent_owner
+    if owner is not None and write_locked:
+        return Fit.WAIT
+    mine = snapshot.of(device)
+    if mine is None:
+        return Fit.SYNC
+    moved = mine.position is not None and local.checksum != mine.position.checksum
+    if owner is not None and owner.device.name == device and moved:
+        return Fit.UNCOMMITTED
+    if mine.position != snapshot.repository.position or mine.quarantined or moved:
+        return Fit.SYNC
+    return Fit.SERVE
+
+
+def sources(snapshot: Snapshot, device: str) -> list[Replica]:
+    """The leaders that `device` may sync from, best first: online before silent, then the one heard last."""
+    others = [
+        replica
+        for replica in snapshot.leaders
+        if replica.device.name != device and replica.device.mode is not DeviceMode.DISABLED
+    ]
+    return sorted(others, key=lambda r: (not r.device.online, r.device.silent_for or 0.0, r.device.name))
+
+
+def stage_peers(snapshot: Snapshot, device: str) -> list[Replica]:
+    """The devices that may hold a second copy of a push to `device`, best first: current before behind."""
+    others = [
+        replica
+        for replica in snapshot.replicas
+        if replica.device.name != device and replica.device.mode is DeviceMode.ENABLED and replica.device.online
+    ]
+    newest = snapshot.repository.version
+    return sorted(others, key=lambda r: (newest - (r.version or 0), bool(r.quarantined), r.device.name))
+
+
+# --------------------------------------------------------------------------------------- interrupted writes
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """What an interrupted write left on its replica's disk, ref by ref."""
+
+    moved: tuple[RefUpdate, ...]
+    unmoved: tuple[RefUpdate, ...]
+    elsewhere: tuple[tuple[RefUpdate, str], ...]
+    """Refs at neither their old nor their new value, with the value that they have."""
+
+
+def inspect(intent: Intent, refs: Mapping[str, str], zero: str) -> Interrupted:
+    """Hold an intent against the refs on disk."""
+    moved, unmoved, elsewhere = [], [], []
+    for update in intent.refs:
+        value = refs.get(update.ref, zero)
+        if value == update.new:
+            moved.append(update)
+        elif value == update.old:
+            unmoved.append(update)
+        else:
+            elsewhere.append((update, value))
+    return Interrupted(tuple(moved), tuple(unmoved), tuple(elsewhere))
+
+
+def newest_without(snapshot: Snapshot, device: str) -> Position | None:
+    """The newest position that a trusted replica other than `device`'s claims, or None where there is none."""
+    positions = [
+        replica.position
+        for replica in snapshot.replicas
+        if replica.device.name != device and replica.position is not None and not replica.quarantined
+    ]
+    return max(positions, key=lambda position: position.version, default=None)
+
+
+def head_of(refs: Mapping[str, str]) -> str:
+    """HEAD's target branch, "refs/heads/main" for example."""
+    return refs[HEAD].removeprefix("ref: ")
