@@ -1,8 +1,8 @@
 """What an operator's command line asks a device to do: `git-cluster-operator VERB '{…}'`, answered in JSON lines.
 
-    {"say": "…"}                      progress, any number
-    {"result": {…}}                   done
-    {"error": "…", "hint": "…"}       not done
+{"say": "…"}                      progress, any number
+{"result": {…}}                   done
+{"error": "…", "hint": "…"}       not done
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def answer(node: Node, command: OperatorCommand, client: Client) -> int:
     try:
         verb = _VERBS.get(command.verb)
         if verb is None:
-            raise UsageError(f"this device knows no command {command.verb}", hint="is it an older git-cluster?")
+            raise UsageError(
+                f"this device knows no command {command.verb}", hint="is it an older git-cluster?"
+            )
         snapshot = node.db.snapshot(repository_name(str(command.arguments.get("repository", ""))))
         if snapshot.of(node.name) is None:
             raise NotFound(f"device {node.name} does not hold {snapshot.repository.name}")
@@ -93,9 +95,7 @@ def _fault(node: Node, snapshot: Snapshot) -> str | None:
         if mine.position is None or node.store.checksum(repository.id) != mine.position.checksum:
             return f"its refs are not those of version {mine.version}"
     try:
-        git.run(
-            ["fsck", "--full", "--no-dangling", "--no-progress"], git_dir=node.store.path(repository.id)
-        )
+        git.run(["fsck", "--full", "--no-dangling", "--no-progress"], git_dir=node.store.path(repository.id))
     except GitFailed as error:
         _log.warning("fsck of %s: %s", repository.name, error.what)
         return "objects that its refs reach are missing or damaged"
@@ -131,14 +131,20 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
         zero = git.ZERO[repository.object_format]
         changes = difference(node.db.refs_at(repository.id, repository.version), refs, zero)
         lines = [f"the next version changes {len(changes)} ref{'' if len(changes) == 1 else 's'}:"]
-        lines = [*lines, *(describe(change) for change in changes)] if changes else ["its refs are those of the log"]
+        lines = (
+            [*lines, *(describe(change) for change in changes)]
+            if changes
+            else ["its refs are those of the log"]
+        )
         if dry_run:
             return {"lines": lines}
         owner = snapshot.intent_owner
         position = snapshot.repository.position
         with connection.transaction():
             if owner is not None:
-                node.db.demote(repository.id, owner.device.name, "demoted by an administrator", connection=connection)
+                node.db.demote(
+                    repository.id, owner.device.name, "demoted by an administrator", connection=connection
+                )
             if changes:
                 position = node.db.commit_decree(
                     repository.id,
@@ -165,12 +171,19 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
     branch = ref_name(str(arguments.get("branch", "")))
     catch_up(node, repository.id, say)
     with write_lock(
-        node.turns, node.db, repository.id, device=node.name, actor="operator", timeout=node.writes.lock_timeout
+        node.turns,
+        node.db,
+        repository.id,
+        device=node.name,
+        actor="operator",
+        timeout=node.writes.lock_timeout,
     ) as connection:
         snapshot = catch_up(node, repository.id, say)
         refs = node.store.values(repository.id, [HEAD, branch])
         if branch not in refs and snapshot.repository.version > 0:
-            raise NotFound(f"{repository.name} has no branch {branch.removeprefix('refs/heads/')}", hint="push it first")
+            raise NotFound(
+                f"{repository.name} has no branch {branch.removeprefix('refs/heads/')}", hint="push it first"
+            )
         change = RefUpdate(HEAD, refs[HEAD], f"ref: {branch}")
         if change.old != change.new:
             base = snapshot.repository.position

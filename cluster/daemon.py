@@ -53,13 +53,16 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
     """Everything that this device works with, checked. ConfigError, DatabaseUnavailable, Refused."""
     if config.device is None:
         raise ConfigError(
-            f"{config.path} has no [device] section", hint="only a device can serve: give it name, data_dir and key"
+            f"{config.path} has no [device] section",
+            hint="only a device can serve: give it name, data_dir and key",
         )
     data_dir = config.device.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"[device] data_dir cannot be made: {error.strerror}", hint="choose another folder") from error
+        raise ConfigError(
+            f"[device] data_dir cannot be made: {error.strerror}", hint="choose another folder"
+        ) from error
     peers = Peers.from_file(config.device.key)
     url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
     db = Database(url, application_name=f"git-cluster {config.device.name}").open()
@@ -72,7 +75,9 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
             hint=f"register it once: git-cluster device add {config.device.name} --ssh URL --key FILE --host-key FILE",
         ) from error
     if device.mode is DeviceMode.DISABLED:
-        _log.warning("this device is disabled: it answers nobody until `git-cluster device enable %s`", device.name)
+        _log.warning(
+            "this device is disabled: it answers nobody until `git-cluster device enable %s`", device.name
+        )
     return Node(
         name=device.name,
         writes=config.writes,
@@ -88,7 +93,9 @@ def run(config: Config) -> int:
     _log_to_stderr()
     node = open_node(config, dict(os.environ))
     if config.ssh is None:
-        raise ConfigError(f"{config.path} has no [ssh] section", hint="a device without an endpoint serves nobody")
+        raise ConfigError(
+            f"{config.path} has no [ssh] section", hint="a device without an endpoint serves nobody"
+        )
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -133,8 +140,9 @@ class Requests:
         node, kind = self._node, actor.kind
         match command:
             case ServiceCommand():
+                via = "import" if kind is ActorKind.OPERATOR else "ssh"
                 request = Request(
-                    actor, command.service, command.repository, protocol=protocol, via="ssh", address=address
+                    actor, command.service, command.repository, protocol=protocol, via=via, address=address
                 )
                 _log.info("%s %s by %s %s", command.service, command.repository, kind, actor.name)
                 return session.serve(node, request, client)
@@ -169,12 +177,10 @@ class Keeper:
         ]
 
     def start(self) -> None:
-        """Say that this device is alive, then look at everything it holds."""
+        """Say that this device is alive, and begin."""
         self._node.db.heartbeat(self._node.name)
         for thread in self._threads:
             thread.start()
-        for repository_id in self._node.db.held(self._node.name):
-            self._sync_soon(repository_id, force=True)
 
     def finish(self) -> None:
         """End the background work and say "stopped"."""
@@ -192,6 +198,7 @@ class Keeper:
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
+                self._look_at_everything()
                 for payload in self._node.db.listen():
                     if self._stop.is_set():
                         return
@@ -205,6 +212,12 @@ class Keeper:
             except Exception:
                 _log.exception("the listener failed; it starts again")
                 self._stop.wait(2.0)
+
+    def _look_at_everything(self) -> None:
+        """After a start, and after the database was away: this disk, or that database, may not be what it was."""
+        for repository_id, name in self._node.db.held(self._node.name).items():
+            if name is not None:
+                self._sync_soon(repository_id, force=True)
 
     def _look_around(self) -> None:
         for repository_id in self._node.db.unfit(self._node.name):

@@ -97,7 +97,7 @@ def schema_file() -> Path:
     return inside if inside.exists() else package.parent / "schema.sql"
 
 
-def _unavailable(error: Exception) -> DatabaseUnavailable:
+def _unavailable() -> DatabaseUnavailable:
     return DatabaseUnavailable(
         "the cluster's database does not answer",
         hint="try again in a moment; an administrator can run `git-cluster doctor` or look at PostgreSQL",
@@ -109,7 +109,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-        raise _unavailable(error) from error
+        raise _unavailable() from error
 
 
 class Database:
@@ -128,7 +128,9 @@ class Database:
         }
         self._options = options
 
-        def pool(name: str, most: int, reset: Callable[[Connection], None] | None = None) -> ConnectionPool[Connection]:
+        def pool(
+            name: str, most: int, reset: Callable[[Connection], None] | None = None
+        ) -> ConnectionPool[Connection]:
             return ConnectionPool(
                 url,
                 connection_class=psycopg.Connection[dict[str, Any]],
@@ -254,7 +256,11 @@ class Database:
 
     def init(self, name: str) -> str:
         """Apply schema.sql, or upgrade an older one. Returns "created", "upgraded" or "unchanged"."""
-        with _translated(), psycopg.connect(self.url, **self._options) as connection, connection.transaction():
+        with (
+            _translated(),
+            psycopg.connect(self.url, **self._options) as connection,
+            connection.transaction(),
+        ):
             connection.execute("select pg_advisory_xact_lock(%s)", (WRITE_LOCK_CLASS,))
             found = _schema_version(connection)
             if found is not None:
@@ -328,7 +334,8 @@ class Database:
 
     def remove_key(self, fingerprint: str) -> None:
         if not self._write(
-            "delete from key where fingerprint = %(f)s and actor_id is not null returning 1", {"f": fingerprint}
+            "delete from key where fingerprint = %(f)s and actor_id is not null returning 1",
+            {"f": fingerprint},
         ):
             raise NotFound(f"no user has the key {fingerprint}", hint="`git-cluster key list` shows them")
 
@@ -389,10 +396,19 @@ class Database:
     # ------------------------------------------------------------------------------------------ devices
 
     def add_device(
-        self, name: str, *, ssh_url: str, http_url: str | None, fingerprint: str, public_key: str, host_key: str
+        self,
+        name: str,
+        *,
+        ssh_url: str,
+        http_url: str | None,
+        fingerprint: str,
+        public_key: str,
+        host_key: str,
     ) -> None:
         with (
-            _unique(f"device {name} or its key is registered already", "`git-cluster device list` shows them"),
+            _unique(
+                f"device {name} or its key is registered already", "`git-cluster device list` shows them"
+            ),
             self._transaction() as connection,
         ):
             connection.execute(
@@ -437,7 +453,7 @@ class Database:
         """Forget a device that holds no replica."""
         try:
             removed = self._write("delete from device where name = %(name)s returning 1", {"name": name})
-        except psycopg.errors.ForeignKeyViolation as error:
+        except (psycopg.errors.ForeignKeyViolation, psycopg.errors.RestrictViolation) as error:
             raise Refused(
                 f"device {name} still holds replicas",
                 hint=f"drain it and move them first: `git-cluster repo set REPO --remove-device {name}`",
@@ -642,7 +658,8 @@ class Database:
         """Give the write lock back. A lost connection has given it back already."""
         with suppress(psycopg.Error):
             connection.execute(
-                """select pg_advisory_unlock(%(class)s, %(id)s), set_config('application_name', 'git-cluster', false)""",
+                """select pg_advisory_unlock(%(class)s, %(id)s),
+                          set_config('application_name', 'git-cluster', false)""",
                 {"class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
             )
 
@@ -863,7 +880,11 @@ class Database:
         rows = self._read(
             """select distinct w.ref, w.value from unnest(%(refs)s::text[], %(values)s::text[]) w (ref, value)
                  join push_ref u on u.repository_id = %(id)s and u.ref = w.ref and u.new = w.value""",
-            {"id": repository_id, "refs": [ref for ref, _ in wanted], "values": [value for _, value in wanted]},
+            {
+                "id": repository_id,
+                "refs": [ref for ref, _ in wanted],
+                "values": [value for _, value in wanted],
+            },
         )
         return {(row["ref"], row["value"]) for row in rows}
 
@@ -1151,9 +1172,7 @@ def _schema_version(connection: psycopg.Connection[Any]) -> int | None:
 
 def _check_schema(found: int | None) -> None:
     if found is None:
-        raise SchemaMismatch(
-            "the database has no git-cluster schema yet", hint="run `git-cluster init` once"
-        )
+        raise SchemaMismatch("the database has no git-cluster schema yet", hint="run `git-cluster init` once")
     if found > SCHEMA_VERSION:
         raise SchemaMismatch(
             f"the database has schema {found}, newer than this program's {SCHEMA_VERSION}",
@@ -1223,7 +1242,9 @@ def _snapshot(rows: list[Row]) -> Snapshot:
             created_at=first["p_created_at"],
         ),
         replicas=tuple(_replica(row) for row in rows if row["d_id"] is not None),
-        grants=tuple(Grant(name, pattern, Level(level)) for name, pattern, level in first.get("grants") or ()),
+        grants=tuple(
+            Grant(name, pattern, Level(level)) for name, pattern, level in first.get("grants") or ()
+        ),
         actor_known=first.get("actor_known", True),
     )
 

@@ -31,7 +31,7 @@ from uuid import UUID, uuid4
 from cluster import git
 from cluster.client import Client
 from cluster.db import Connection
-from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout
+from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused
 from cluster.faults import Step
 from cluster.locks import write_lock
 from cluster.model import Intent, Position, RefUpdate, Repository, Request, Snapshot
@@ -102,7 +102,9 @@ def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
     others = [r.device for r in snapshot.leaders if r.device.name != device and r.device.online]
     if not others:
         return error
-    return Frozen(error.what, hint=f"read from {' or '.join(d.ssh_url for d in others)} meanwhile; {error.hint}")
+    return Frozen(
+        error.what, hint=f"read from {' or '.join(d.ssh_url for d in others)} meanwhile; {error.hint}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -116,6 +118,27 @@ def refuse_frozen(node: Node, snapshot: Snapshot) -> None:
         now = node.db.snapshot_of(snapshot.repository.id).intent_owner
         if now is not None and now.intent == owner.intent:
             raise interrupted(snapshot, owner)
+
+
+MOST_REF_BYTES = 1024
+"""A ref name has to fit an index entry of the push log (PostgreSQL: about 2,700 bytes)."""
+
+
+def refuse_unspeakable(updates: Sequence[RefUpdate]) -> None:
+    """Raise Refused for ref names that the push log cannot hold: bytes that are not UTF-8, or very many of them."""
+    for update in updates:
+        try:
+            size = len(update.ref.encode())
+        except UnicodeEncodeError:
+            shown = update.ref.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise Refused(
+                f"the ref name {shown[:100]} is not UTF-8", hint="rename it and push again"
+            ) from None
+        if size > MOST_REF_BYTES:
+            raise Refused(
+                f"the ref name {update.ref[:60]}… is longer than {MOST_REF_BYTES} bytes",
+                hint="choose a shorter name",
+            )
 
 
 def _refuse_frozen_by_hand(snapshot: Snapshot) -> None:
@@ -210,7 +233,9 @@ class Write:
         zero = git.ZERO[self._repository.object_format]
         now = self._node.store.values(self._repository.id, [u.ref for u in self._intent.refs])
         return tuple(
-            RefUpdate(u.ref, u.old, now.get(u.ref, zero)) for u in self._intent.refs if now.get(u.ref, zero) != u.old
+            RefUpdate(u.ref, u.old, now.get(u.ref, zero))
+            for u in self._intent.refs
+            if now.get(u.ref, zero) != u.old
         )
 
     def commit(self, moved: Sequence[RefUpdate], say: Say) -> Position:
@@ -292,7 +317,14 @@ class Write:
 def writing(
     node: Node, repository: Repository, request: Request, lock: FileLock, say: Say, client: Client
 ) -> Iterator[Write]:
-    """Hold the cluster's write lock of `repository` inside. `lock` is the replica's own, given back at the end."""
+    """Hold the cluster's write lock of `repository` inside. `lock` is the replica's own, given back at the end.
+
+    What was pushed elsewhere during the upload is fetched before the lock is taken: with it, only what came since.
+    """
+    snapshot = node.db.snapshot_of(repository.id)
+    mine = snapshot.of(node.name)
+    if mine is not None and mine.position != snapshot.repository.position and snapshot.intent_owner is None:
+        catch_up(node, repository.id, say, lambda: client.gone)
     node.reach(Step.LOCK)
     with write_lock(
         node.turns,

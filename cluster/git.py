@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import GitFailed
@@ -18,6 +20,9 @@ DURABLE = {"core.fsync": "committed", "core.fsyncMethod": "batch"}
 
 HIDDEN = {"transfer.hideRefs": "refs/cluster"}
 """refs/cluster/ is ours: not advertised, and not to be written by anybody's push."""
+
+TELL = 3.0
+"""Seconds between two lines of progress to a person who waits."""
 
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
 
@@ -72,7 +77,41 @@ def run(
     return done.stdout
 
 
-def succeeds(arguments: Sequence[str], *, git_dir: Path, data: bytes = b"", env: Mapping[str, str] | None = None) -> bool:
+def run_telling(
+    arguments: Sequence[str],
+    *,
+    data: bytes,
+    env: Mapping[str, str],
+    config: Mapping[str, str],
+    pass_fds: Sequence[int],
+    tell: Callable[[str], None],
+) -> None:
+    """Run `git <arguments>`, which reports its progress on stderr, and pass on how far it is every TELL seconds."""
+    heard, last = b"", time.monotonic()
+    with tempfile.TemporaryFile() as names:
+        names.write(data)
+        names.seek(0)
+        with subprocess.Popen(
+            ["git", *arguments],
+            stdin=names,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(config, **env),
+            pass_fds=pass_fds,
+        ) as process:
+            assert process.stderr is not None
+            while text := os.read(process.stderr.fileno(), 65536):
+                heard = (heard + text)[-4096:]
+                if time.monotonic() - last > TELL:
+                    last = time.monotonic()
+                    tell(heard.replace(b"\r", b"\n").decode("utf-8", "replace").strip().rpartition("\n")[2])
+    if process.returncode != 0:
+        raise GitFailed(f"git {arguments[0]} failed: {last_line(heard)}", hint="see this device's log")
+
+
+def succeeds(
+    arguments: Sequence[str], *, git_dir: Path, data: bytes = b"", env: Mapping[str, str] | None = None
+) -> bool:
     """Whether `git <arguments>` exits with 0."""
     try:
         run(arguments, git_dir=git_dir, data=data, env=env)

@@ -48,7 +48,8 @@ def still(node: Node, repository_id: int, actor: str) -> Iterator[Connection]:
     ):
         if not got:
             raise Refused(
-                f"a process on device {node.name} still carries this write", hint="it ends by itself; try again"
+                f"a process on device {node.name} still carries this write",
+                hint="it ends by itself; try again",
             )
         yield connection
 
@@ -95,7 +96,10 @@ def _resolve(
         node.db.clear_intent(repository.id, intent.token)
     if not found.moved:
         return [f"no ref of the push by {intent.actor} moved: it is called off"]
-    return [f"a part of the push by {intent.actor} moved: it is put back, and kept under refs/cluster/lost/", *lines]
+    return [
+        f"a part of the push by {intent.actor} moved: it is put back, and kept under refs/cluster/lost/",
+        *lines,
+    ]
 
 
 def put_back(node: Node, repository_id: int, moved: tuple[RefUpdate, ...]) -> None:

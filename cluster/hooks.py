@@ -46,11 +46,11 @@ if [ -x "$GIT_CLUSTER_HOOKS/post-update" ]; then
 fi
 """
 
-PASS_ON = """#!/bin/sh
+RELAY = """#!/bin/sh
 exec "$GIT_CLUSTER_HOOKS/${0##*/}" "$@"
 """
 
-PASSED_ON = ("update", "reference-transaction", "proc-receive")
+RELAYED = ("update", "reference-transaction", "proc-receive")
 """The other hooks of receive-pack. They cost a process each, so only those that the repository has are there."""
 
 
@@ -69,7 +69,7 @@ def folder(run_directory: Path, own: Path) -> Path:
     ReplicaUnfit where scripts cannot be executed: Git would silently go on without asking anybody.
     """
     scripts = {"pre-receive": PRE_RECEIVE, "post-receive": POST_RECEIVE}
-    scripts.update({name: PASS_ON for name in PASSED_ON if os.access(own / name, os.X_OK)})
+    scripts.update({name: RELAY for name in RELAYED if os.access(own / name, os.X_OK)})
     digest = hashlib.sha256(repr(sorted(scripts.items())).encode()).hexdigest()[:16]
     path = run_directory / f"hooks-{digest}"
     if not path.exists():

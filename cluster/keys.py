@@ -76,7 +76,9 @@ def parse(text: str) -> PublicKey:
     if not lines:
         raise UsageError("there is no public key: the file is empty", hint=_MAKE)
     if len(lines) > 1:
-        raise UsageError(f"there are {len(lines)} lines where one public key belongs", hint="Give one at a time.")
+        raise UsageError(
+            f"there are {len(lines)} lines where one public key belongs", hint="Give one at a time."
+        )
     return _parse_line(lines[0])
 
 

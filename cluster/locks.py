@@ -113,7 +113,8 @@ class _Waiting:
         holder = self._holder()
         if waited >= self._timeout:
             raise LockTimeout(
-                f"gave up after waiting {self._timeout:g} s for the write lock: {holder}", hint="push again later"
+                f"gave up after waiting {self._timeout:g} s for the write lock: {holder}",
+                hint="push again later",
             )
         if waited >= QUIET and holder != self._told:
             self._told = holder

@@ -52,7 +52,9 @@ class Operator:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
 
-    def ask(self, device: Device, verb: str, arguments: Mapping[str, object], say: Say = _silent) -> dict[str, Any]:
+    def ask(
+        self, device: Device, verb: str, arguments: Mapping[str, object], say: Say = _silent
+    ) -> dict[str, Any]:
         """What `device` answers. PeerFailed where it cannot be reached or does not answer, else its ClusterError."""
         with self._peers.run(device, str(OperatorCommand(verb, dict(arguments)))) as remote:
             remote.send_eof()
@@ -71,7 +73,8 @@ class Operator:
                 if len(rest) > MAX_LINE:
                     break
             raise PeerFailed(
-                f"device {device.name} gave no answer" + (f": {_last(remote.stderr)}" if remote.stderr else ""),
+                f"device {device.name} gave no answer"
+                + (f": {_last(remote.stderr)}" if remote.stderr else ""),
                 hint="Its log says why; does it run the same version of git-cluster?",
             )
 
@@ -80,7 +83,9 @@ class Operator:
 def operator(db: Database) -> Iterator[Operator]:
     """Be an operator while inside."""
     key = generate_key()
-    with db.operator_key(keys.fingerprint(key.asbytes()), f"{key.get_name()} {key.get_base64()}", seconds=KEY_SECONDS):
+    with db.operator_key(
+        keys.fingerprint(key.asbytes()), f"{key.get_name()} {key.get_base64()}", seconds=KEY_SECONDS
+    ):
         peers = Peers(key)
         try:
             yield Operator(peers)
@@ -97,7 +102,9 @@ def ask(
 
 
 @contextmanager
-def ssh_environment(db: Database, device: Device, environ: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:
+def ssh_environment(
+    db: Database, device: Device, environ: Mapping[str, str] | None = None
+) -> Iterator[dict[str, str]]:
     """The environment in which stock Git reaches `device` as an operator, over the stock ssh client.
 
     Nothing of the person's own ssh configuration, agent or known hosts takes part: the key is ours, and the host key

@@ -1,7 +1,7 @@
 """Connections to other devices, as a client: strict host keys, connections that are reused, deadlines everywhere.
 
     Peers.run(device, command)      a Remote: the command's input, output, stderr and exit status
-        _Pool                       the connections to one device, at its address, with its host key
+        _Pool                       the connections to one device, one for each command that runs
             Wire                    paramiko's transport, bounded; the SSH endpoint builds on it too
 
 A handshake costs some 20 ms and a channel under one, so a connection is kept and used for one command after
@@ -46,8 +46,11 @@ PACKET = 128 * 1024
 MAX_PACKET = 256 * 1024
 """The largest packet that we read: OpenSSH's own limit. paramiko would allocate whatever a stranger writes."""
 
-CHANNELS = 8
-"""Commands at once on one connection. The far side takes 10; a channel it is still closing may count there."""
+KEPT = 4
+"""Connections to a device that are kept with nothing to do."""
+
+HANDSHAKES = 8
+"""Connections to a device that may be in the making: it admits 64 that have not logged in yet, whoever they are."""
 
 CONNECT_TIMEOUT = 5.0
 AUTH_TIMEOUT = 10.0
@@ -233,111 +236,73 @@ def write_keypair(path: Path, comment: str) -> str:
 # Connections
 
 
-class _Connection:
-    """An authenticated transport, how many commands run on it, and whether it takes more."""
-
-    def __init__(self, transport: Wire) -> None:
-        self.transport = transport
-        self.busy = 1
-        self.retired = False
-
-    @property
-    def usable(self) -> bool:
-        return not self.retired and self.transport.is_active()
-
-
 class _Pool:
-    """The connections to one device. Connecting takes a lock of its own: it delays no command that has one."""
+    """The connections to one device at one address. Each carries one command at a time.
+
+    SSH could carry more. But paramiko reads and answers in one thread: where both ends are about to answer and
+    large transfers fill the connection both ways, neither reads, and it stands still for ever. Commands on
+    connections of their own cannot do that to each other, nor does one that is lost take others with it.
+    """
 
     def __init__(self, device: Device, key: Any, user: str) -> None:
         self.name, self.url, self.host_key = device.name, device.ssh_url, device.host_key
         self._key, self._user = key, user
         self._lock = threading.Lock()
-        self._connecting = threading.Lock()
-        self._connections: list[_Connection] = []
-        self._failure: PeerFailed | None = None
-        self._failures = 0
+        self._idle: list[Wire] = []
+        self._busy: set[Wire] = set()
+        self._closed = False
+        self._handshakes = threading.BoundedSemaphore(HANDSHAKES)
 
-    def open(self, command: str, protocol: str) -> tuple[_Connection, Any]:
-        """A channel on which the device has begun `command`.
+    def open(self, command: str, protocol: str) -> tuple[Wire, Any]:
+        """A connection, and a channel on it on which the device has begun `command`.
 
         A kept connection may have died unnoticed, or the device may take no more on it: then a new one, once.
         Nothing has been sent to the command by then, so beginning it again repeats nothing.
         """
-        connection = self._free()
-        if connection:
+        wire = self._take()
+        if wire:
             try:
-                return connection, self._begin(connection, command, protocol)
+                return wire, _begin(wire, command, protocol)
             except _LOST:
-                self.release(connection, retire=True)
-        connection = self._connect()
+                self.give_back(wire, broken=True)
+        with self._handshakes:
+            wire = self._handshake()
+        with self._lock:
+            self._busy.add(wire)
         try:
-            return connection, self._begin(connection, command, protocol)
+            return wire, _begin(wire, command, protocol)
         except _LOST as error:
-            self.release(connection, retire=True)
+            self.give_back(wire, broken=True)
             what = f"device {self.name} did not begin what it was asked for"
             raise PeerFailed(what, hint=f"Its log says why; over SSH it said: {_plain(error)}") from error
 
-    def _begin(self, connection: _Connection, command: str, protocol: str) -> Any:
-        channel = connection.transport.open_session(timeout=CHANNEL_TIMEOUT)
-        if protocol:
-            channel.set_environment_variable("GIT_PROTOCOL", protocol)
-        channel.exec_command(command)
-        return channel
-
-    def _free(self) -> _Connection | None:
-        """A connection that has a channel to spare, with one taken."""
+    def _take(self) -> Wire | None:
         with self._lock:
-            for connection in self._connections:
-                if connection.usable and connection.busy < CHANNELS:
-                    connection.busy += 1
-                    return connection
+            while self._idle:
+                wire = self._idle.pop()
+                if wire.is_active():
+                    self._busy.add(wire)
+                    return wire
         return None
 
-    def release(self, connection: _Connection, *, retire: bool = False) -> None:
-        """A command on it has ended. At most one connection is kept with nothing to do."""
+    def give_back(self, wire: Wire, *, broken: bool = False) -> None:
+        """Its command has ended."""
         with self._lock:
-            connection.busy -= 1
-            connection.retired |= retire
-            idle = sum(1 for other in self._connections if other.usable and not other.busy)
-            done = not connection.busy and (idle > 1 or not connection.usable)
-            if done or not connection.transport.is_active():
-                connection.retired = True
-                with suppress(ValueError):
-                    self._connections.remove(connection)
-        if done:
-            connection.transport.close()
+            self._busy.discard(wire)
+            keep = not (broken or self._closed) and wire.is_active() and len(self._idle) < KEPT
+            if keep:
+                self._idle.append(wire)
+        if not keep:
+            wire.close()
 
-    def close(self, *, when_idle: bool = False) -> None:
-        """End every connection; `when_idle`: each as soon as its last command ends."""
+    def close(self, *, busy: bool = True) -> None:
+        """Hang up, where nothing runs or everywhere; the others follow when their command ends."""
         with self._lock:
-            connections = list(self._connections)
-            for connection in connections:
-                connection.retired = True
-        for connection in connections:
-            if not (when_idle and connection.busy):
-                connection.transport.close()
-
-    def _connect(self) -> _Connection:
-        """A new connection, or one that another thread made while this one waited its turn.
-
-        Where that other thread failed, this one fails with the same words: a device that is down costs each of
-        ten callers one timeout, not ten.
-        """
-        failures = self._failures
-        with self._connecting:
-            if self._failure and self._failures != failures:
-                raise PeerFailed(self._failure.what, hint=self._failure.hint) from self._failure
-            connection = self._free()
-            if not connection:
-                try:
-                    connection = _Connection(self._handshake())
-                except PeerFailed as failure:
-                    self._failure, self._failures = failure, self._failures + 1
-                    raise
-                with self._lock:
-                    self._connections.append(connection)
-            return connection
+            self._closed = True
+            wires = [*self._idle, *(self._busy if busy else ())]
+            self._idle.clear()
+        for wire in wires:
+            wire.close()
 
     def _handshake(self) -> Wire:
         url = urlsplit(self.url)
@@ -389,6 +354,14 @@ class _Pool:
             raise PeerFailed(what, hint="Its log says why.") from error
 
 
+def _begin(wire: Wire, command: str, protocol: str) -> Any:
+    channel = wire.open_session(timeout=CHANNEL_TIMEOUT)
+    if protocol:
+        channel.set_environment_variable("GIT_PROTOCOL", protocol)
+    channel.exec_command(command)
+    return channel
+
+
 class Peers:
     """The way to every other device, with the key that proves which device this one is."""
 
@@ -405,14 +378,14 @@ class Peers:
     def run(self, device: Device, command: str, *, protocol: str = "") -> Iterator[Remote]:
         """`command` on `device`, with GIT_PROTOCOL set to `protocol`; abandoned where the block is left early."""
         pool = self._pool(device)
-        connection, channel = pool.open(command, protocol)
+        wire, channel = pool.open(command, protocol)
         remote = Remote(device.name, channel)
         try:
             yield remote
         finally:
             with suppress(*_LOST):
                 channel.close()
-            pool.release(connection)
+            pool.give_back(wire)
 
     def _pool(self, device: Device) -> _Pool:
         with self._lock:
@@ -420,7 +393,7 @@ class Peers:
             if pool and (pool.url, pool.host_key) == (device.ssh_url, device.host_key):
                 return pool
             if pool:
-                pool.close(when_idle=True)
+                pool.close(busy=False)
             self._pools[device.id] = pool = _Pool(device, self._key, self._user)
             return pool
 

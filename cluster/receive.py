@@ -174,7 +174,7 @@ class Receiving:
         """End here (inside `explaining`) where `conflicts` leave no ref that could move."""
         refs = {update.ref for update in self._commands.updates}
         if conflicts and (conflicts.keys() >= refs or b"atomic" in self._commands.capabilities):
-            others = {ref: "the push is atomic, and another ref of it failed" for ref in refs}
+            others = dict.fromkeys(refs, "the push is atomic, and another ref of it failed")
             raise Hopeless(others | dict(conflicts))
 
     def _refuse(self, reasons: Mapping[str, str]) -> None:

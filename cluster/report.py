@@ -83,7 +83,7 @@ class Commands:
     def feed(self, data: bytes) -> None:
         """Bytes on their way to Git. What comes behind the list (push options, the pack) is not looked at."""
         if self._known.is_set():
-            return
+            return None
         self._buffer += data
         while len(self._buffer) >= 4:
             try:

@@ -15,8 +15,8 @@ from cluster.client import Client
 from cluster.db import no_repository
 from cluster.errors import ClientGone, GitFailed, NotFound, Refused
 from cluster.faults import Step
-from cluster.gate import fresh, refuse_frozen, writing
-from cluster.model import ActorKind, Level, Request, Snapshot
+from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
+from cluster.model import ActorKind, DeviceMode, Level, Request, Snapshot
 from cluster.node import Node
 from cluster.receive import Receiving
 from cluster.stage import staged
@@ -49,9 +49,12 @@ def push(node: Node, request: Request, client: Client) -> int:
         if proposal := git_push.proposal():
             with git_push.explaining():
                 node.reach(Step.PROPOSE)
+                refuse_unspeakable(proposal.updates)
                 push_id = uuid4()
                 with (
-                    staged(node, snapshot, push_id, proposal.updates, proposal.quarantine, git_push.say) as copies,
+                    staged(
+                        node, snapshot, push_id, proposal.updates, proposal.quarantine, git_push.say
+                    ) as copies,
                     writing(node, snapshot.repository, request, git_push.lock, git_push.say, client) as write,
                 ):
                     write.clear()
@@ -88,12 +91,19 @@ def authorize(node: Node, request: Request) -> Snapshot:
         raise no_repository(name)
     if request.service.writes and not decision.allows(Level.WRITE):
         raise Refused(
-            f"you may read {name} but not push to it", hint=f"an administrator can: git-cluster grant write {actor.name} {name}"
+            f"you may read {name} but not push to it",
+            hint=f"an administrator can: git-cluster grant write {actor.name} {name}",
         )
-    if snapshot.of(node.name) is None:
+    mine = snapshot.of(node.name)
+    if mine is not None and mine.device.mode is DeviceMode.DISABLED:
+        raise Refused(
+            f"device {node.name} is disabled", hint="use another device; an administrator can enable it"
+        )
+    if mine is None:
         urls = " or ".join(f"{r.device.ssh_url}/{name}" for r in snapshot.replicas if r.device.online)
         raise NotFound(
-            f"{name} is not kept on device {node.name}", hint=f"use {urls}" if urls else "none of its devices is online"
+            f"{name} is not kept on device {node.name}",
+            hint=f"use {urls}" if urls else "none of its devices is online",
         )
     return snapshot
 
@@ -173,5 +183,3 @@ def _errors(process: subprocess.Popen[bytes], client: Client) -> None:
     assert process.stderr is not None
     while data := os.read(process.stderr.fileno(), CHUNK):
         client.write_error(data)
-
-

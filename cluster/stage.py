@@ -72,7 +72,10 @@ def staged(
     finally:
         if copies.devices and not copies.committed:
             Thread(
-                target=_drop, args=(node, snapshot, push_id, list(copies.devices)), name="unstage", daemon=True
+                target=_drop,
+                args=(node, snapshot, push_id, list(copies.devices)),
+                name="unstage",
+                daemon=True,
             ).start()
 
 
@@ -141,7 +144,9 @@ def _offer(
         verdict = _verdict(remote)
         remote.finish(SILENCE)
     if verdict not in ("kept", "incomplete"):
-        raise PeerFailed(f"device {device.name} keeps no copy: {remote.stderr.strip() or 'it gave no reason'}")
+        raise PeerFailed(
+            f"device {device.name} keeps no copy: {remote.stderr.strip() or 'it gave no reason'}"
+        )
     return verdict == "kept"
 
 

@@ -170,11 +170,15 @@ def interrupted(device: Device, intent: Intent) -> str:
 
 def _unavailable(snapshot: Snapshot) -> str:
     if not snapshot.replicas:
-        return f"no device holds it; add one: `git cluster repo set {snapshot.repository.name} --add-device …`"
+        return (
+            f"no device holds it; add one: `git cluster repo set {snapshot.repository.name} --add-device …`"
+        )
     holders = [replica.device for replica in snapshot.leaders] or [r.device for r in snapshot.replicas]
     named = ", ".join(f"{device.name} ({device.state})" for device in holders)
     if snapshot.leaders or not snapshot.repository.version:
-        return f"no device that holds version {snapshot.repository.version} is serving; bring one back: {named}"
+        return (
+            f"no device that holds version {snapshot.repository.version} is serving; bring one back: {named}"
+        )
     return (
         f"no trusted copy of version {snapshot.repository.version} is left; see what can be saved: "
         f"`git cluster thaw {snapshot.repository.name} --dry-run`"

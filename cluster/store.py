@@ -140,7 +140,14 @@ class Store:
         new = path.parent / f".new-{uuid4().hex}"
         try:
             git.run(
-                ["init", "--quiet", "--bare", f"--object-format={repository.object_format}", "--template=", str(new)]
+                [
+                    "init",
+                    "--quiet",
+                    "--bare",
+                    f"--object-format={repository.object_format}",
+                    "--template=",
+                    str(new),
+                ]
             )
             (new / "hooks").mkdir(exist_ok=True)
             (new / "HEAD").write_text(f"ref: {head}\n")
@@ -427,7 +434,8 @@ class Store:
         """Whether the replica's marker names another cluster, repository or device: a wrongly mounted disk."""
         marker = self.marker(repository_id)
         return marker is not None and (
-            (marker.cluster, marker.repository, marker.device) != (self.cluster_id, repository_id, self.device)
+            (marker.cluster, marker.repository, marker.device)
+            != (self.cluster_id, repository_id, self.device)
         )
 
 

@@ -25,7 +25,16 @@ from datetime import UTC
 from uuid import UUID
 
 from cluster import git
-from cluster.errors import ClientGone, ClusterError, Frozen, GitFailed, NoSource, NotFound, PeerFailed, ReplicaUnfit
+from cluster.errors import (
+    ClientGone,
+    ClusterError,
+    Frozen,
+    GitFailed,
+    NoSource,
+    NotFound,
+    PeerFailed,
+    ReplicaUnfit,
+)
 from cluster.model import HEAD, Position, RefUpdate, Replica, Service, Snapshot
 from cluster.names import ServiceCommand
 from cluster.node import Node
@@ -101,7 +110,8 @@ def _write_lock(node: Node, repository_id: int) -> Iterator[None]:
     with node.store.holding(repository_id, "write", LOCAL_WRITE_WAIT) as got:
         if not got:
             raise Frozen(
-                "a write to this replica is still going on", hint="try again in a moment; see `git-cluster status`"
+                "a write to this replica is still going on",
+                hint="try again in a moment; see `git-cluster status`",
             )
         yield
 
@@ -116,7 +126,7 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
     if mine is None:
         raise NotFound(f"device {node.name} does not hold {repository.name}")
     if not demoted(mine):
-        _refuse_older_database(node, snapshot)
+        _refuse_other_history(node, snapshot)
     if mine.intent is not None:
         raise interrupted(snapshot, mine)
     if store.foreign(repository.id):
@@ -146,23 +156,32 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
     return _everything(node, snapshot, mine)
 
 
-def _refuse_older_database(node: Node, snapshot: Snapshot) -> None:
-    """Freeze where the disk knows of a version that the database does not (guarantee G7)."""
-    marker = node.store.marker(snapshot.repository.id)
-    if marker is None or node.store.foreign(snapshot.repository.id):
+def _refuse_other_history(node: Node, snapshot: Snapshot) -> None:
+    """Freeze where the disk was told of a version that the database does not know, or knows otherwise (G7).
+
+    That database came back older than the disks, and may have gone on from there.
+    """
+    repository = snapshot.repository
+    marker = node.store.marker(repository.id)
+    if marker is None or node.store.foreign(repository.id):
         return
-    if marker.version > snapshot.repository.version:
+    known = node.db.position_at(repository.id, marker.version)
+    if known is not None and str(known.checksum) == marker.checksum:
+        return
+    if known is None:
         reason = (
             f"the database is older than device {node.name}'s disk: it knows versions up to "
-            f"{snapshot.repository.version}, the disk is at {marker.version}"
+            f"{repository.version}, the disk is at {marker.version}"
         )
-        if snapshot.repository.frozen != reason:
-            node.db.freeze(snapshot.repository.id, reason)
-        raise Frozen(
-            f"{snapshot.repository.name} is frozen: {reason}",
-            hint="an administrator restores the database, or gives the newer versions up with "
-            f"`git-cluster thaw {snapshot.repository.name} --demote {node.name}`",
-        )
+    else:
+        reason = f"the database and device {node.name}'s disk disagree on what version {marker.version} is"
+    if repository.frozen != reason:
+        node.db.freeze(repository.id, reason)
+    raise Frozen(
+        f"{repository.name} is frozen: {reason}",
+        hint="an administrator restores the database, or gives up what only the disk knows with "
+        f"`git-cluster thaw {repository.name} --demote {node.name}`",
+    )
 
 
 def _distrust(node: Node, snapshot: Snapshot, why: str) -> None:
@@ -237,7 +256,9 @@ def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say) -> None:
         try:
             _fetch_from(node, snapshot, source, plan, say)
         except (PeerFailed, GitFailed) as error:
-            _log.warning("sync of %s from %s failed: %s", snapshot.repository.name, source.device.name, error.what)
+            _log.warning(
+                "sync of %s from %s failed: %s", snapshot.repository.name, source.device.name, error.what
+            )
             last = error
         else:
             return
@@ -254,12 +275,20 @@ def _fetch_from(node: Node, snapshot: Snapshot, source: Replica, plan: Plan, say
         remote.pipes() as (reads, writes),
     ):
         try:
-            git.run(
-                ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--stdin", f"fd::{reads},{writes}"],
+            git.run_telling(
+                [
+                    "fetch",
+                    "--progress",
+                    "--no-tags",
+                    "--no-write-fetch-head",
+                    "--stdin",
+                    f"fd::{reads},{writes}",
+                ],
                 data="".join(f"{oid}\n" for oid in plan.wanted).encode(),
                 env=env,
                 config=git.DURABLE,
                 pass_fds=(reads, writes),
+                tell=lambda line: say(f"syncing from {source.device.name}: {line}"),
             )
         except GitFailed as error:
             raise PeerFailed(f"device {source.device.name}: {remote.stderr.strip() or error.what}") from error
@@ -292,7 +321,9 @@ def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
         raise ReplicaUnfit("the replica changed while it was synced")
     if plan.keep:
         kept = store.keep_lost(repository.id, plan.keep)
-        _log.warning("%s: kept what is given up as %s", repository.name, ", ".join(kept) or "(nothing readable)")
+        _log.warning(
+            "%s: kept what is given up as %s", repository.name, ", ".join(kept) or "(nothing readable)"
+        )
     store.apply(repository.id, plan.updates)
     if plan.trusted:
         store.remember(repository.id, plan.target.checksum)

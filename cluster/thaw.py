@@ -109,14 +109,16 @@ def _demote(
             hint=f"`git-cluster thaw {repository.name} --promote {device}` keeps it as it is",
         )
     lost = _entries_after(db, snapshot, truth.version)
-    _explain(report, replica, lost, f"device {device}'s claim is given up; its copy is rebuilt from the others")
+    _explain(
+        report, replica, lost, f"device {device}'s claim is given up; its copy is rebuilt from the others"
+    )
     _require_acceptance(report, lost, f"demoting {device}", accept_loss)
     _require_dead(db, snapshot, ask, say)
     if report.dry_run:
         return
     with write_lock(Turns(), db, repository.id, device="-", actor="thaw", timeout=10.0) as connection:
         now = db.snapshot_of(repository.id)
-        if now.repository.position != repository.position or now.of(device) is None or _intent(now) != _intent(snapshot):
+        if now.repository.position != repository.position or _intent(now) != _intent(snapshot):
             raise Refused(f"{repository.name} changed meanwhile", hint="look again with --dry-run")
         with connection.transaction():
             db.demote(repository.id, device, "demoted by an administrator", connection=connection)
@@ -170,7 +172,9 @@ def _promote(
 def _explain(report: ThawReport, replica: Replica, lost: list[LogEntry], first: str) -> None:
     report.lines.append(first)
     if replica.intent:
-        report.lines.append(f"interrupted push by {replica.intent.actor} ({replica.intent.at:%Y-%m-%d %H:%M:%S %Z}):")
+        report.lines.append(
+            f"interrupted push by {replica.intent.actor} ({replica.intent.at:%Y-%m-%d %H:%M:%S %Z}):"
+        )
         report.lines += [describe(update) for update in replica.intent.refs]
     report.lost_versions = [entry.version for entry in lost]
     for entry in lost:
@@ -225,7 +229,9 @@ def _require_dead(db: Database, snapshot: Snapshot, ask: Ask, say: Say) -> None:
             if not db.device(owner.device.name).online:
                 return
             if not told:
-                say(f"device {owner.device.name} does not answer ({error.what}); waiting until it does or is offline")
+                say(
+                    f"device {owner.device.name} does not answer ({error.what}); waiting until it does or is offline"
+                )
                 told = True
             time.sleep(0.5)
             continue
@@ -254,5 +260,3 @@ def _replica(snapshot: Snapshot, device: str) -> Replica:
         names = ", ".join(r.device.name for r in snapshot.replicas)
         raise NotFound(f"device {device} does not hold {snapshot.repository.name}", hint=f"these do: {names}")
     return replica
-
-

@@ -135,7 +135,9 @@ def stage_peers(snapshot: Snapshot, device: str) -> list[Replica]:
     others = [
         replica
         for replica in snapshot.replicas
-        if replica.device.name != device and replica.device.mode is DeviceMode.ENABLED and replica.device.online
+        if replica.device.name != device
+        and replica.device.mode is DeviceMode.ENABLED
+        and replica.device.online
     ]
     newest = snapshot.repository.version
     return sorted(others, key=lambda r: (newest - (r.version or 0), bool(r.quarantined), r.device.name))

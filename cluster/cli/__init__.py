@@ -1,10 +1,10 @@
 """The command line. One module a noun; this one puts them together and turns whatever happens into an exit code.
 
-    0    done
-    1    an error, said in one line of what and one of what to do next; or a check that found something
-    2    wrong usage
-    130  Ctrl-C, said by nobody: whoever pressed it knows
-    141  whoever read our output has gone, as of `git-cluster log … | head`
+0    done
+1    an error, said in one line of what and one of what to do next; or a check that found something
+2    wrong usage
+130  Ctrl-C, said by nobody: whoever pressed it knows
+141  whoever read our output has gone, as of `git-cluster log … | head`
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import click
 
 from cluster import names
 from cluster.cli import show
-from cluster.cli.app import REPOSITORY, App, command, group, json_option, name_type, pass_app
+from cluster.cli.app import REPOSITORY, App, command, group, json_option, pass_app
 from cluster.errors import NotFound, UsageError
 from cluster.model import Actor, ActorKind, Level
 
@@ -20,13 +20,14 @@ RESERVED = (EVERYONE, "operator")
 
 def _new_user_name(text: str) -> str:
     if text.lower() in RESERVED:
-        raise UsageError(f"a user cannot be called {text}", hint=f"The names {' and '.join(RESERVED)} have a meaning.")
+        raise UsageError(
+            f"a user cannot be called {text}", hint=f"The names {' and '.join(RESERVED)} have a meaning."
+        )
     return names.user_name(text)
 
 
-USER = name_type(names.user_name, "user")
-NEW_USER = name_type(_new_user_name, "user")
-PATTERN = name_type(names.pattern, "pattern")
+USER = names.user_name
+PATTERN = names.pattern
 
 
 @group("user")
@@ -35,7 +36,7 @@ def user() -> None:
 
 
 @user.command("add")
-@click.argument("name", type=NEW_USER)
+@click.argument("name", type=_new_user_name)
 @pass_app
 def user_add(app: App, name: str) -> None:
     """Add a person, who then needs a key and a grant."""

@@ -129,20 +129,9 @@ pass_app = click.make_pass_decorator(App, ensure=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def name_type(check: Callable[[str], str], what: str) -> click.ParamType:
-    """A parameter that cluster.names checks, so that what is wrong with a name is said in one voice."""
-
-    class Name(click.ParamType):
-        name = what
-
-        def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-            return check(str(value))
-
-    return Name()
-
-
-REPOSITORY = name_type(names.repository_name, "repository")
-DEVICE = name_type(names.device_name, "device")
+# Parameters that cluster.names checks, so that what is wrong with a name is said in one voice.
+REPOSITORY = names.repository_name
+DEVICE = names.device_name
 
 
 def report(error: ClusterError) -> None:

@@ -10,7 +10,7 @@ import click
 
 from cluster import names
 from cluster.cli import show
-from cluster.cli.app import DEVICE, App, group, json_option, name_type, pass_app
+from cluster.cli.app import DEVICE, App, group, json_option, pass_app
 from cluster.errors import UsageError
 
 KEY_FILE = click.Path(path_type=Path)
@@ -24,7 +24,9 @@ def device() -> None:
 def _ssh_url(text: str) -> str:
     """As strict as the configuration's: it becomes an argument of ssh, and a line of known_hosts."""
     host = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]"
-    found = re.fullmatch(rf"ssh://[A-Za-z0-9_][A-Za-z0-9._-]*@(?:{host})(?::([0-9]{{1,5}}))?", text.rstrip("/"))
+    found = re.fullmatch(
+        rf"ssh://[A-Za-z0-9_][A-Za-z0-9._-]*@(?:{host})(?::([0-9]{{1,5}}))?", text.rstrip("/")
+    )
     if not found or not 0 < int(found[1] or 22) <= 65535:
         raise UsageError(
             f"{names.shown(text)} is not the SSH URL of a device",
@@ -36,24 +38,23 @@ def _ssh_url(text: str) -> str:
 def _http_url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", text):
         raise UsageError(
-            f"{names.shown(text)} is not the HTTP URL of a device", hint="Give http://host:port or https://host."
+            f"{names.shown(text)} is not the HTTP URL of a device",
+            hint="Give http://host:port or https://host.",
         )
     return text.rstrip("/")
 
 
 @device.command("add")
 @click.argument("name", type=DEVICE)
-@click.option("--ssh", "ssh_url", required=True, metavar="URL", type=name_type(_ssh_url, "url"),
+@click.option("--ssh", "ssh_url", required=True, metavar="URL", type=_ssh_url,
               help="Where clients and peers reach it: ssh://git@host:port.")  # fmt: skip
-@click.option("--http", "http_url", metavar="URL", type=name_type(_http_url, "url"), help="The same by HTTP.")
+@click.option("--http", "http_url", metavar="URL", type=_http_url, help="The same by HTTP.")
 @click.option("--key", "key_file", required=True, metavar="FILE", type=KEY_FILE,
               help="The device's public key, by which it logs in on its peers.")  # fmt: skip
 @click.option("--host-key", "host_key_file", required=True, metavar="FILE", type=KEY_FILE,
               help="The public host key of its SSH endpoint.")  # fmt: skip
 @pass_app
-def add(
-    app: App, name: str, ssh_url: str, http_url: str | None, key_file: Path, host_key_file: Path
-) -> None:
+def add(app: App, name: str, ssh_url: str, http_url: str | None, key_file: Path, host_key_file: Path) -> None:
     """Register a machine. It holds repositories that are created from now on."""
     from cluster import keys
 
@@ -99,10 +100,7 @@ def list_(app: App, as_json: bool) -> None:
         return
     show.table(
         ["device", "state", "last seen", "repositories", "ssh", "http"],
-        [
-            [d.name, d.state, show.ago(d.last_seen_at), held[d.name], d.ssh_url, d.http_url]
-            for d in devices
-        ],
+        [[d.name, d.state, show.ago(d.last_seen_at), held[d.name], d.ssh_url, d.http_url] for d in devices],
         "no devices yet; add one with `git-cluster device add`",
     )
 

@@ -54,7 +54,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) 
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [[column.upper().replace(" ", "_") for column in columns], *([cell(c) for c in row] for row in rows)]
+    lines = [
+        [column.upper().replace(" ", "_") for column in columns],
+        *([cell(c) for c in row] for row in rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

@@ -10,7 +10,7 @@ import click
 
 from cluster.cli import show
 from cluster.cli.app import REPOSITORY, App, command, json_option, pass_app
-from cluster.errors import ClusterError, DatabaseUnavailable, UsageError
+from cluster.errors import DatabaseUnavailable, UsageError
 from cluster.model import HEAD, RefUpdate
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def _tables(document: dict[str, Any], *, detailed: bool) -> list[Table]:
         [[d["name"], d["state"], show.ago(d["last_seen_at"])] for d in document["devices"]],
     )
     repositories: Table = (
-        ["repository", "state", "version", "copies", "replicas"],
+        ["repository", "state", "version", "copies", "min", "replicas"],
         [
-            [e["name"], e["state"], e["version"], f"{e['copies']}/{e['min_copies']}", _replicas(e)]
+            [e["name"], e["state"], e["version"], e["copies"], e["min_copies"], _replicas(e)]
             for e in document["repositories"]
         ],
     )
@@ -121,7 +121,10 @@ def _rich(document: dict[str, Any], *, detailed: bool) -> Group:
 
     parts: list[Any] = [Text(f"cluster {document['cluster']}", style="bold")]
     for columns, rows in _tables(document, detailed=detailed):
-        parts += [Text(), show.rich_table(columns, rows) if rows else Text(f"no {columns[0]} yet", style="dim")]
+        parts += [
+            Text(),
+            show.rich_table(columns, rows) if rows else Text(f"no {columns[0]} yet", style="dim"),
+        ]
     for reason in _reasons(document):
         parts += [Text(), Text(reason, style="yellow")]
     return Group(*parts)
@@ -151,7 +154,10 @@ def _watch(look: Any, *, detailed: bool) -> None:
 @json_option
 @pass_app
 def log(app: App, repository: str, limit: int, as_json: bool) -> None:
-    """The push log of REPO, newest first: who changed what, when, and where."""
+    """The push log of REPO, newest first.
+
+    Who changed which refs, when, and by way of which device.
+    """
     from cluster.status import timestamp
 
     with app.database() as db:
@@ -190,8 +196,3 @@ def short(update: RefUpdate) -> str:
     if update.creates:
         return f"+{ref} {update.new[:7]}"
     return f"-{ref}" if update.deletes else f"{ref} {update.old[:7]}..{update.new[:7]}"
-
-
-def first_line(error: ClusterError) -> str:
-    """An error in one cell of a table."""
-    return show.printable(error.what)

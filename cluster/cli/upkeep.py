@@ -47,25 +47,30 @@ def _targets(
     """Each replica that a command is about: of the named repositories or of all, on one device or on all."""
     if only:
         db.device(only)
-    snapshots = [db.snapshot(name) for name in dict.fromkeys(repositories)] if repositories else db.snapshots()
+    snapshots = (
+        [db.snapshot(name) for name in dict.fromkeys(repositories)] if repositories else db.snapshots()
+    )
     for snapshot in snapshots:
         replicas = [replica for replica in snapshot.replicas if only in (None, replica.device.name)]
         if repositories and not replicas:
             where = f"device {only}" if only else "any device"
             raise NotFound(
-                f"{snapshot.repository.name} has no replica on {where}", hint="`git-cluster status` shows where it is"
+                f"{snapshot.repository.name} has no replica on {where}",
+                hint="`git-cluster status` shows where it is",
             )
         for replica in replicas:
             yield snapshot, replica.device
 
 
-def _on_replicas(
-    app: App, verb: str, repositories: tuple[str, ...], only: str | None, as_json: bool
-) -> int:
+def _on_replicas(app: App, verb: str, repositories: tuple[str, ...], only: str | None, as_json: bool) -> int:
     """Ask the device of each replica to do `verb` to it, one after another. 1 when any of them failed."""
     from cluster.operator import operator
 
     rows: list[dict[str, Any]] = []
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
     with app.database() as db:
         targets = list(_targets(db, repositories, only))
         width = max((len(f"{s.repository.name} on {d.name}") for s, d in targets), default=0)
@@ -74,12 +79,14 @@ def _on_replicas(
                 name = snapshot.repository.name
                 row: dict[str, Any] = {"repository": name, "device": device.name, "ok": True}
                 try:
-                    row["result"] = asking.ask(device, verb, {"repository": name}, lambda line: click.echo(line, err=True))
+                    row["result"] = asking.ask(device, verb, {"repository": name}, say)
                 except ClusterError as error:
                     row |= {"ok": False, "error": error.what, "hint": error.hint}
                 rows.append(row)
                 if not as_json:
-                    outcome = f"ok  {_words(row['result'])}".rstrip() if row["ok"] else f"failed  {row['error']}"
+                    outcome = (
+                        f"ok  {_words(row['result'])}".rstrip() if row["ok"] else f"failed  {row['error']}"
+                    )
                     click.echo(f"{f'{name} on {device.name}':<{width}}  {show.printable(outcome)}")
     if as_json:
         show.as_json(rows)
@@ -92,10 +99,11 @@ def _on_replicas(
 
 
 def _words(result: Mapping[str, Any]) -> str:
-    """A device's answer in a line: its own sentence where it has one, else what it says of what."""
-    if "outcome" in result:
-        return str(result["outcome"])
-    return ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("repository", "device"))
+    """What a device answered, in a few words (cluster/admin.py writes it)."""
+    words = f"version {result.get('version')}"
+    if result.get("verified") is False:
+        return f"{words}, rebuilt: {result.get('fault')}"
+    return f"{words}, verified" if result.get("verified") else words
 
 
 @command("sync")
@@ -114,7 +122,10 @@ def sync(app: App, repositories: tuple[str, ...], device: str | None, as_json: b
 @json_option
 @pass_app
 def verify(app: App, repositories: tuple[str, ...], device: str | None, as_json: bool) -> int:
-    """Hold what is on disk against what the database says, now rather than soon."""
+    """Hold what is on disk against the database now.
+
+    A copy whose refs or objects are not what they should be is rebuilt from another device.
+    """
     return _on_replicas(app, "verify", repositories, device, as_json)
 
 
@@ -126,7 +137,9 @@ def freeze(app: App, repository: str, reason: str) -> None:
     """Take no more writes to REPO, until `thaw`. Reads go on."""
     reason = show.printable(" ".join(reason.split()))
     if not reason:
-        raise UsageError("--reason is empty", hint="Say why, in words for the people whose pushes are refused.")
+        raise UsageError(
+            "--reason is empty", hint="Say why, in words for the people whose pushes are refused."
+        )
     with app.database() as db:
         subject = db.snapshot(repository).repository
         db.freeze(subject.id, reason)
@@ -137,7 +150,9 @@ def freeze(app: App, repository: str, reason: str) -> None:
 
 @command("thaw")
 @click.argument("repository", metavar="REPO", type=REPOSITORY)
-@click.option("--demote", metavar="D", type=DEVICE, help="Give up what device D claims; it syncs from the others.")
+@click.option(
+    "--demote", metavar="D", type=DEVICE, help="Give up what device D claims; it syncs from the others."
+)
 @click.option("--promote", metavar="D", type=DEVICE, help="Declare what device D holds the truth.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen and what would be lost, ref by ref.")
 @click.option("--accept-loss", is_flag=True, help="Go on although acknowledged changes are given up.")

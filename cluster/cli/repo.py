@@ -1,0 +1,360 @@
+"""`git-cluster repo …`: which repositories there are, and where."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster import names
+from cluster.cli import show
+from cluster.cli.app import DEVICE, REPOSITORY, App, group, json_option, pass_app
+from cluster.errors import NoSource, NotFound, PeerFailed, Refused, UsageError
+from cluster.model import HEAD, DeviceMode, WhenShort
+
+if TYPE_CHECKING:
+    from cluster.db import Database
+    from cluster.model import Device, Snapshot
+
+BRANCH = names.ref_name
+COPIES = click.IntRange(1, 9)
+OPERATOR = "operator"
+"""Who did it, in the push log, where an administrator's command line did."""
+
+
+@group("repo")
+def repo() -> None:
+    """The repositories."""
+
+
+_devices_option = click.option(
+    "--device", "devices", metavar="D", multiple=True, type=DEVICE,
+    help="A device that is to hold it, as often as you like; default: every enabled one.",
+)  # fmt: skip
+_copies_option = click.option(
+    "--min-copies", metavar="K", type=COPIES,
+    help="Devices that must hold a push before it counts; default: 2, or 1 where there is one device.",
+)  # fmt: skip
+
+
+def placement(db: Database, wanted: Sequence[str], min_copies: int | None) -> tuple[list[Device], int]:
+    """The devices of a new repository, and its min_copies."""
+    known = {device.name: device for device in db.devices()}
+    for name in wanted:
+        if name not in known:
+            raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
+        if known[name].mode is not DeviceMode.ENABLED:
+            raise Refused(
+                f"device {name} is {known[name].mode.value} and takes no new repositories",
+                hint=f"`git-cluster device enable {name}`, or choose another",
+            )
+    chosen = [known[name] for name in dict.fromkeys(wanted)] or [
+        device for device in known.values() if device.mode is DeviceMode.ENABLED
+    ]
+    if not chosen:
+        raise Refused(
+            "no device could hold it: there is none, or none is enabled",
+            hint="add one with `git-cluster device add`; `git-cluster device list` shows them",
+        )
+    copies = min(2, len(chosen)) if min_copies is None else min_copies
+    check_copies(copies, len(chosen))
+    return chosen, copies
+
+
+def check_copies(copies: int, devices: int) -> None:
+    if copies > devices:
+        raise Refused(
+            f"--min-copies {copies} is more than its {devices} device{'' if devices == 1 else 's'}",
+            hint="name more devices, or ask for fewer copies",
+        )
+
+
+def make(
+    db: Database, name: str, devices: Sequence[Device], min_copies: int, *, head: str, object_format: str
+) -> int:
+    """A new, empty repository whose HEAD is the ref `head`. Returns its id."""
+    from cluster.versions import checksum_of
+
+    target = f"ref: {head}"
+    return db.create_repository(
+        name,
+        checksum=checksum_of({HEAD: target}),
+        head=target,
+        object_format=object_format,
+        min_copies=min_copies,
+        devices=[device.name for device in devices],
+        actor=OPERATOR,
+    )
+
+
+def made_of(name: str, devices: Sequence[Device], min_copies: int) -> dict[str, Any]:
+    """What --json says of a new repository."""
+    return {
+        "name": name,
+        "devices": [device.name for device in devices],
+        "min_copies": min_copies,
+        "urls": [f"{device.ssh_url}/{name}" for device in devices],
+    }
+
+
+@repo.command("create")
+@click.argument("name", type=REPOSITORY)
+@_devices_option
+@_copies_option
+@click.option("--default-branch", "branch", metavar="B", type=BRANCH, default="main", show_default=True)
+@click.option("--object-format", type=click.Choice(["sha1", "sha256"]), default="sha1", show_default=True)
+@json_option
+@pass_app
+def create(
+    app: App,
+    name: str,
+    devices: tuple[str, ...],
+    min_copies: int | None,
+    branch: str,
+    object_format: str,
+    as_json: bool,
+) -> None:
+    """Make an empty repository."""
+    with app.database() as db:
+        chosen, copies = placement(db, devices, min_copies)
+        make(db, name, chosen, copies, head=branch, object_format=object_format)
+    if as_json:
+        show.as_json(made_of(name, chosen, copies))
+        return
+    where = ", ".join(device.name for device in chosen)
+    click.echo(
+        f"repository {name} created on {where}; a push counts with {copies} cop{'y' if copies == 1 else 'ies'}"
+    )
+    click.echo(f"clone it with: git clone {chosen[0].ssh_url}/{name}")
+
+
+@repo.command("import")
+@click.argument("name", type=REPOSITORY)
+@click.argument("source", metavar="PATH-OR-URL")
+@_devices_option
+@_copies_option
+@json_option
+@pass_app
+def import_(
+    app: App, name: str, source: str, devices: tuple[str, ...], min_copies: int | None, as_json: bool
+) -> None:
+    """Make a repository out of another, with all its refs and its default branch."""
+    from cluster.cli.importing import fetched, push
+
+    with app.database() as db:
+        chosen, copies = placement(db, devices, min_copies)
+        _must_be_free(db, name)
+        with fetched(source) as copy:
+            id = make(db, name, chosen, copies, head=copy.head, object_format=copy.object_format)
+            device = push(db, id, name, copy)
+        version = db.snapshot_of(id).repository.version
+    document = made_of(name, chosen, copies)
+    branch = copy.head.removeprefix("refs/heads/")
+    document |= {"version": version, "refs": copy.refs, "default_branch": branch, "pushed_to": device}
+    if as_json:
+        show.as_json(document)
+    elif device:
+        refs = f"{copy.refs} ref{'' if copy.refs == 1 else 's'}"
+        click.echo(f"repository {name} imported by way of device {device}: {refs}, default branch {branch}")
+    else:
+        click.echo(f"repository {name} created; {source} has no refs to import")
+
+
+def _must_be_free(db: Database, name: str) -> None:
+    """Before anything is fetched; the database itself makes sure when the repository is made."""
+    try:
+        db.snapshot(name)
+    except NotFound:
+        return
+    raise Refused(f"there is a repository {name} already", hint="`git-cluster repo list` shows them")
+
+
+@repo.command("list")
+@json_option
+@pass_app
+def list_(app: App, as_json: bool) -> None:
+    """The repositories, and where each is."""
+    from cluster.status import observe
+
+    with app.database() as db:
+        entries = observe(db, app.config().cluster.name)["repositories"]
+    rows = [
+        {key: entry[key] for key in ("name", "version", "state", "min_copies", "copies")}
+        | {"devices": [replica["device"] for replica in entry["replicas"]]}
+        for entry in entries
+    ]
+    if as_json:
+        show.as_json(rows)
+        return
+    show.table(
+        ["repository", "state", "version", "copies", "min", "devices"],
+        [
+            [r["name"], r["state"], r["version"], r["copies"], r["min_copies"], " ".join(r["devices"])]
+            for r in rows
+        ],
+        "no repositories yet; make one with `git-cluster repo create`",
+    )
+
+
+@repo.command("show")
+@click.argument("name", type=REPOSITORY)
+@json_option
+@pass_app
+def show_(app: App, name: str, as_json: bool) -> None:
+    """One repository: its settings, its state, where to clone it."""
+    from cluster.status import observe, timestamp
+
+    with app.database() as db:
+        snapshot = db.snapshot(name)
+        head = db.last_change(snapshot.repository.id, HEAD)
+        entry = observe(db, app.config().cluster.name, name)["repositories"][0]
+    found = snapshot.repository
+    document = entry | {
+        "object_format": found.object_format,
+        "default_branch": head.refs[0].new.removeprefix("ref: refs/heads/") if head else None,
+        "when_short": found.when_short.value,
+        "frozen": found.frozen,
+        "created_at": timestamp(found.created_at),
+        "urls": [f"{replica.device.ssh_url}/{name}" for replica in snapshot.replicas],
+    }
+    if as_json:
+        show.as_json(document)
+        return
+    lines = [
+        ("repository", name),
+        ("state", entry["state"] + (f": {entry['reason']}" if entry["reason"] else "")),
+        ("version", entry["version"]),
+        ("default branch", document["default_branch"]),
+        ("object format", found.object_format),
+        (
+            "copies",
+            f"{entry['copies']}, a push needs {entry['min_copies']}; {found.when_short.value} when short",
+        ),
+        ("created", show.moment(found.created_at)),
+        *(
+            ("replica", f"{r['device']} {r['state']}, version {show.cell(r['version'])}")
+            for r in entry["replicas"]
+        ),
+        *(("clone", url) for url in document["urls"]),
+    ]
+    for key, value in lines:
+        click.echo(f"{key + ':':<16}{show.cell(value)}")
+
+
+@repo.command("rename")
+@click.argument("name", type=REPOSITORY)
+@click.argument("new_name", type=REPOSITORY)
+@pass_app
+def rename(app: App, name: str, new_name: str) -> None:
+    """Give a repository another name. Nothing moves; the old name stops working at once."""
+    with app.database() as db:
+        db.rename_repository(name, new_name)
+    click.echo(f"repository {name} is now {new_name}; grants on the old name are not")
+
+
+@repo.command("delete")
+@click.argument("name", type=REPOSITORY)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_app
+def delete(app: App, name: str, yes: bool) -> None:
+    """Delete a repository, on every device. Asks first where somebody is at the terminal."""
+    with app.database() as db:
+        version = db.snapshot(name).repository.version
+        if not yes and sys.stdin.isatty():
+            click.confirm(f"Delete {name}, with all {version} versions, on every device?", abort=True)
+        db.delete_repository(name)
+    click.echo(f"repository {name} deleted; its devices drop their copies when they notice")
+
+
+@repo.command("set")
+@click.argument("name", type=REPOSITORY)
+@_copies_option
+@click.option("--when-short", type=click.Choice([policy.value for policy in WhenShort]),
+              help="What a push does that fewer devices than that can hold.")  # fmt: skip
+@click.option(
+    "--default-branch", "branch", metavar="B", type=BRANCH, help="HEAD's target; a version like any other."
+)
+@click.option("--add-device", "add", metavar="D", multiple=True, type=DEVICE, help="Hold it there, too.")
+@click.option(
+    "--remove-device", "remove", metavar="D", multiple=True, type=DEVICE, help="Hold it there no more."
+)
+@pass_app
+def set_(
+    app: App,
+    name: str,
+    min_copies: int | None,
+    when_short: str | None,
+    branch: str | None,
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+) -> None:
+    """Change where a repository is held, and how."""
+    if not (min_copies or when_short or branch or add or remove):
+        raise UsageError("there is nothing to change", hint="see `git-cluster repo set --help`")
+    with app.database() as db:
+        snapshot = db.snapshot(name)
+        _check_set(db, snapshot, min_copies, add, remove)
+        for device in add:
+            db.place(snapshot.repository.id, device)
+            click.echo(f"{device} will hold {name}; `git-cluster status {name}` shows when it does")
+        for device in remove:
+            db.unplace(snapshot.repository.id, device)
+            click.echo(f"{device} no longer holds {name}")
+        if min_copies or when_short:
+            db.set_repository(
+                name, min_copies=min_copies, when_short=WhenShort(when_short) if when_short else None
+            )
+            said = [f"a push needs {min_copies} copies"] if min_copies else []
+            said += [f"when short: {when_short}"] if when_short else []
+            click.echo(f"{name}: {', '.join(said)}")
+        if branch:
+            version = _set_head(db, snapshot, branch)
+            click.echo(f"{name}: default branch {branch.removeprefix('refs/heads/')}, version {version}")
+
+
+def _check_set(
+    db: Database, snapshot: Snapshot, min_copies: int | None, add: Sequence[str], remove: Sequence[str]
+) -> None:
+    """Everything that can be known to be wrong, before anything is changed."""
+    holders = {replica.device.name for replica in snapshot.replicas}
+    placement(db, add or sorted(holders), 1) if add else None
+    for device in remove:
+        if device not in holders:
+            raise NotFound(
+                f"device {device} does not hold {snapshot.repository.name}",
+                hint="`git-cluster repo show` lists them",
+            )
+    left = (holders | set(add)) - set(remove)
+    if min_copies or remove:
+        check_copies(min_copies or snapshot.repository.min_copies, len(left))
+
+
+def _set_head(db: Database, snapshot: Snapshot, branch: str) -> int | None:
+    """Ask a device to make `branch` the default one: leaders first, then whoever can sync."""
+    from cluster.operator import operator
+
+    devices = [replica.device for replica in snapshot.leaders]
+    devices += [replica.device for replica in snapshot.replicas if replica.device not in devices]
+    failure: PeerFailed | None = None
+    with operator(db) as asking:
+        for device in devices:
+            if not device.online:
+                continue
+            try:
+                answer = asking.ask(
+                    device,
+                    "set-head",
+                    {"repository": snapshot.repository.name, "branch": branch},
+                    lambda line: click.echo(line, err=True),
+                )
+            except PeerFailed as error:
+                failure = error
+            else:
+                version: int | None = answer.get("version")
+                return version
+    raise failure or NoSource(
+        f"no device that holds {snapshot.repository.name} is online",
+        hint="`git-cluster status` shows the devices; try again when one is back",
+    )
