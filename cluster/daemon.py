@@ -14,13 +14,14 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event, Lock, Thread
+from typing import NoReturn
 
-from cluster import admin, embedded, session, stage
+from cluster import admin, embedded, logs, session, stage
 from cluster.client import Client
 from cluster.config import Config
 from cluster.db import Database
@@ -88,9 +89,10 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
     )
 
 
-def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code."""
-    _log_to_stderr()
+def run(config: Config) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, then exit with 0."""
+    logs.to_stream(level=os.environ.get("GIT_CLUSTER_LOG", "INFO"))
+    os.umask(0o077)
     node = open_node(config, dict(os.environ))
     if config.ssh is None:
         raise ConfigError(
@@ -114,16 +116,8 @@ def run(config: Config) -> int:
     keeper.finish()
     node.peers.close()
     node.db.close()
-    return 0
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get("GIT_CLUSTER_LOG", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-    logging.Formatter.converter = time.gmtime
+    logging.shutdown()
+    os._exit(0)  # a sync of hours is not waited for: it resumes after the next start
 
 
 class Requests:
@@ -144,8 +138,7 @@ class Requests:
                 request = Request(
                     actor, command.service, command.repository, protocol=protocol, via=via, address=address
                 )
-                _log.info("%s %s by %s %s", command.service, command.repository, kind, actor.name)
-                return session.serve(node, request, client)
+                return _logged(request, lambda: session.serve(node, request, client))
             case StageCommand() if kind is ActorKind.DEVICE:
                 return stage.keep(node, command, client)
             case UnstageCommand() if kind is ActorKind.DEVICE:
@@ -158,6 +151,28 @@ class Requests:
         return (
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._cluster!r}. "
             "It gives no shell; use it with git clone, fetch and push."
+        )
+
+
+def _logged(request: Request, serve: Callable[[], int]) -> int:
+    """Serve, and leave one line about it."""
+    begun, outcome = time.monotonic(), "failed"
+    try:
+        code = serve()
+        outcome = str(code)
+        return code
+    finally:
+        _log.info(
+            "%s",
+            request.service,
+            extra=logs.fields(
+                repository=request.repository,
+                actor=request.actor.name,
+                kind=request.actor.kind,
+                address=request.address,
+                exit=outcome,
+                ms=round((time.monotonic() - begun) * 1000),
+            ),
         )
 
 
@@ -257,7 +272,8 @@ class Keeper:
                 return
             if mine.position == snapshot.repository.position and not mine.quarantined and not force:
                 return
-            catch_up(node, repository_id, lambda line: _log.info("%s: %s", snapshot.repository.name, line))
+            name = snapshot.repository.name
+            catch_up(node, repository_id, lambda line: _log.info(line, extra=logs.fields(repository=name)))
         except (NotFound, DatabaseUnavailable) as error:
             _log.info("repository %s: %s", repository_id, error.what)
         except ClusterError as error:

@@ -266,7 +266,7 @@ class Database:
             if found is not None:
                 _check_schema(found)
                 return "unchanged"
-            connection.execute(schema_file().read_text())  # type: ignore[arg-type]
+            connection.execute(schema_file().read_text())
             connection.execute(
                 "insert into cluster (schema_version, name) values (%s, %s)", (SCHEMA_VERSION, name)
             )

@@ -34,6 +34,7 @@ from cluster.db import Connection
 from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused
 from cluster.faults import Step
 from cluster.locks import write_lock
+from cluster.logs import fields
 from cluster.model import Intent, Position, RefUpdate, Repository, Request, Snapshot
 from cluster.node import Node
 from cluster.store import FileLock
@@ -273,6 +274,16 @@ class Write:
                     pause = min(pause * 2, 1.0)
                 connection = None
         self._intent = None
+        _log.info(
+            "committed",
+            extra=fields(
+                repository=repository.name,
+                version=position.version,
+                push=intent.push_id,
+                actor=intent.actor,
+                refs=len(moved),
+            ),
+        )
         return position
 
     def mark(self, position: Position) -> None:

@@ -50,8 +50,10 @@ RELAY = """#!/bin/sh
 exec "$GIT_CLUSTER_HOOKS/${0##*/}" "$@"
 """
 
-RELAYED = ("update", "reference-transaction", "proc-receive")
-"""The other hooks of receive-pack. They cost a process each, so only those that the repository has are there."""
+RELAYED = ("update", "reference-transaction")
+"""The other hooks of receive-pack. They cost a process each, so only those that the repository has are there.
+
+Not proc-receive: it moves refs of its own choosing, which no intent would have named."""
 
 
 def own_hooks(repository: Path) -> Path:

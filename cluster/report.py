@@ -113,13 +113,20 @@ class Report:
     def __init__(self) -> None:
         self.trailer = b""
         self._inner = b""
+        self._seen = 0
         self._complete = False
         self._ended = False
         self._taken = False
 
     def feed(self, data: bytes) -> None:
+        """More of the report. It is whole once its own flush packet is there."""
         self._inner += data
-        self._complete = self._inner.endswith(b"0000")
+        while not self._complete and len(self._inner) - self._seen >= 4:
+            length = int(self._inner[self._seen : self._seen + 4], 16)
+            self._complete = length < 4
+            if length > len(self._inner) - self._seen:
+                return
+            self._seen += max(length, 4)
 
     def end(self) -> None:
         """receive-pack has closed its output."""

@@ -41,6 +41,9 @@ CHUNK = 65536
 SILENCE = 15.0
 """Seconds without a sign of life after which a keeper is given up: it says "working" every 2 s."""
 
+CATCH_UP = 20.0
+"""Seconds that a pusher waits for a keeper that is behind; longer, and the copy is made without being waited for."""
+
 
 # ---------------------------------------------------------------------------------------------------- sender
 
@@ -247,7 +250,7 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
     mine = snapshot.of(node.name)
     current = mine is not None and mine.position is not None and not mine.quarantined
     if not current or (mine.version or 0) < command.version or not store.exists(repository.id):  # type: ignore[union-attr]
-        snapshot = catch_up(node, repository.id)
+        _catch_up_soon(node, repository.id)
     stream = _Buffered(client)
     oids = []
     for packet in packets(stream):  # type: ignore[arg-type]
@@ -265,6 +268,25 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
         return "incomplete"
     store.stage_refs(repository.id, command.push_id, oids)
     return "kept"
+
+
+def _catch_up_soon(node: Node, repository_id: int) -> None:
+    """Catch up while a pusher waits; where that takes longer (a first copy), go on with it without them."""
+    failed: list[ClusterError] = []
+
+    def work() -> None:
+        try:
+            catch_up(node, repository_id)
+        except ClusterError as error:
+            failed.append(error)
+
+    worker = Thread(target=work, name="catch up to stage", daemon=True)
+    worker.start()
+    worker.join(CATCH_UP)
+    if worker.is_alive():
+        raise PeerFailed(f"device {node.name} is still fetching what came before")
+    if failed:
+        raise failed[0]
 
 
 def _index(path: Path, first: bytes, stream: _Buffered) -> bool:

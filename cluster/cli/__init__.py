@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ import click
 
 from cluster import __version__
 from cluster.cli import access, demo, device, repo, status, upkeep
-from cluster.cli.app import App, Group, report
+from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
 
@@ -56,10 +57,12 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     app = App()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     try:
         code = _run(app, arguments)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         code = _reader_gone()
     sys.exit(code)
 
@@ -68,7 +71,7 @@ def _run(app: App, arguments: Sequence[str] | None) -> int:
     try:
         result = cli.main(arguments, prog_name="git-cluster", standalone_mode=False, obj=app)
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:
+    except ReaderGone:
         raise
     except ClusterError as error:
         _trace(app)
@@ -94,6 +97,11 @@ def _run(app: App, arguments: Sequence[str] | None) -> int:
         if not app.debug:
             click.echo("  run again with --debug for the details", err=True)
         return 1
+
+
+def _stop(number: int, _: object) -> None:
+    """Leave by way of every `finally`: a temporary key is taken back, half an import undone."""
+    sys.exit(128 + number)
 
 
 def _trace(app: App) -> None:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cluster import names
-from cluster.errors import ClusterError, ConfigError
+from cluster.errors import ClusterError, ConfigError, NotFound
 
 if TYPE_CHECKING:
     from cluster.config import Config
     from cluster.db import Database
+    from cluster.model import Snapshot
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,9 +103,19 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone: BrokenPipeError under a name that click does not turn into exit code 1."""
+
+
 class Group(click.Group):
     command_class = Command
     group_class = type
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["params"] = [*(kwargs.get("params") or []), *_common_options()]
@@ -132,6 +143,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 # Parameters that cluster.names checks, so that what is wrong with a name is said in one voice.
 REPOSITORY = names.repository_name
 DEVICE = names.device_name
+
+
+def find(db: Database, name: str) -> Snapshot:
+    """A repository, for somebody who may read all of them. NotFound."""
+    try:
+        return db.snapshot(name)
+    except NotFound:
+        raise NotFound(f"there is no repository {name}", hint="`git-cluster repo list` shows them") from None
 
 
 def report(error: ClusterError) -> None:

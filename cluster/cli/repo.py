@@ -10,7 +10,7 @@ import click
 
 from cluster import names
 from cluster.cli import show
-from cluster.cli.app import DEVICE, REPOSITORY, App, group, json_option, pass_app
+from cluster.cli.app import DEVICE, REPOSITORY, App, find, group, json_option, pass_app
 from cluster.errors import NoSource, NotFound, PeerFailed, Refused, UsageError
 from cluster.model import HEAD, DeviceMode, WhenShort
 
@@ -165,7 +165,7 @@ def import_(
 def _must_be_free(db: Database, name: str) -> None:
     """Before anything is fetched; the database itself makes sure when the repository is made."""
     try:
-        db.snapshot(name)
+        find(db, name)
     except NotFound:
         return
     raise Refused(f"there is a repository {name} already", hint="`git-cluster repo list` shows them")
@@ -207,7 +207,7 @@ def show_(app: App, name: str, as_json: bool) -> None:
     from cluster.status import observe, timestamp
 
     with app.database() as db:
-        snapshot = db.snapshot(name)
+        snapshot = find(db, name)
         head = db.last_change(snapshot.repository.id, HEAD)
         entry = observe(db, app.config().cluster.name, name)["repositories"][0]
     found = snapshot.repository
@@ -250,6 +250,7 @@ def show_(app: App, name: str, as_json: bool) -> None:
 def rename(app: App, name: str, new_name: str) -> None:
     """Give a repository another name. Nothing moves; the old name stops working at once."""
     with app.database() as db:
+        find(db, name)
         db.rename_repository(name, new_name)
     click.echo(f"repository {name} is now {new_name}; grants on the old name are not")
 
@@ -261,9 +262,9 @@ def rename(app: App, name: str, new_name: str) -> None:
 def delete(app: App, name: str, yes: bool) -> None:
     """Delete a repository, on every device. Asks first where somebody is at the terminal."""
     with app.database() as db:
-        version = db.snapshot(name).repository.version
+        version = find(db, name).repository.version
         if not yes and sys.stdin.isatty():
-            click.confirm(f"Delete {name}, with all {version} versions, on every device?", abort=True)
+            click.confirm(f"Delete {name}, at version {version}, on every device?", abort=True)
         db.delete_repository(name)
     click.echo(f"repository {name} deleted; its devices drop their copies when they notice")
 
@@ -294,7 +295,7 @@ def set_(
     if not (min_copies or when_short or branch or add or remove):
         raise UsageError("there is nothing to change", hint="see `git-cluster repo set --help`")
     with app.database() as db:
-        snapshot = db.snapshot(name)
+        snapshot = find(db, name)
         _check_set(db, snapshot, min_copies, add, remove)
         for device in add:
             db.place(snapshot.repository.id, device)

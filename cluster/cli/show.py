@@ -66,8 +66,10 @@ def rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Tabl
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for (
+        column
+    ) in columns:  # what does not fit goes on below, in the last column; the rest can be copied whole
+        made.add_column(column, overflow="fold", no_wrap=column != columns[-1])
     for row in rows:
         made.add_row(*(coloured(cell(value)) for value in row))
     return made

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster.cli import show
-from cluster.cli.app import REPOSITORY, App, command, json_option, pass_app
+from cluster.cli.app import REPOSITORY, App, command, find, json_option, pass_app
 from cluster.errors import DatabaseUnavailable, UsageError
 from cluster.model import HEAD, RefUpdate
 
@@ -38,6 +39,8 @@ def status(app: App, repository: str | None, watch: bool, check: bool, as_json: 
         raise UsageError("--watch needs a terminal", hint="Use `status` in a loop, or `status --json`.")
     name = app.config().cluster.name
     with app.database() as db:
+        if repository:
+            find(db, repository)
         if watch:
             _watch(lambda: observe(db, name, repository), detailed=bool(repository))
             return 0
@@ -125,12 +128,12 @@ def _rich(document: dict[str, Any], *, detailed: bool) -> Group:
             Text(),
             show.rich_table(columns, rows) if rows else Text(f"no {columns[0]} yet", style="dim"),
         ]
-    for reason in _reasons(document):
-        parts += [Text(), Text(reason, style="yellow")]
+    if reasons := _reasons(document):
+        parts += [Text(), *(Text(reason, style="yellow") for reason in reasons)]
     return Group(*parts)
 
 
-def _watch(look: Any, *, detailed: bool) -> None:
+def _watch(look: Callable[[], dict[str, Any]], *, detailed: bool) -> None:
     """Look again and again. A database that is away for a while is said, and waited for."""
     from rich.console import Group
     from rich.live import Live
@@ -161,7 +164,7 @@ def log(app: App, repository: str, limit: int, as_json: bool) -> None:
     from cluster.status import timestamp
 
     with app.database() as db:
-        entries = db.log(db.snapshot(repository).repository.id, limit=limit)
+        entries = db.log(find(db, repository).repository.id, limit=limit)
     if as_json:
         rows = [
             {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cluster.cli import show
-from cluster.cli.app import DEVICE, REPOSITORY, App, command, json_option, open_database, pass_app
+from cluster.cli.app import DEVICE, REPOSITORY, App, command, find, json_option, open_database, pass_app
 from cluster.errors import ClusterError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def _targets(
     """Each replica that a command is about: of the named repositories or of all, on one device or on all."""
     if only:
         db.device(only)
-    snapshots = (
-        [db.snapshot(name) for name in dict.fromkeys(repositories)] if repositories else db.snapshots()
-    )
+    snapshots = [find(db, name) for name in dict.fromkeys(repositories)] if repositories else db.snapshots()
     for snapshot in snapshots:
         replicas = [replica for replica in snapshot.replicas if only in (None, replica.device.name)]
         if repositories and not replicas:
@@ -141,7 +139,7 @@ def freeze(app: App, repository: str, reason: str) -> None:
             "--reason is empty", hint="Say why, in words for the people whose pushes are refused."
         )
     with app.database() as db:
-        subject = db.snapshot(repository).repository
+        subject = find(db, repository).repository
         db.freeze(subject.id, reason)
     if subject.frozen:
         click.echo(f"it was frozen already: {subject.frozen}", err=True)
@@ -182,6 +180,7 @@ def thaw(
         def ask(device: Device, verb: str, arguments: Mapping[str, object]) -> dict[str, Any]:
             return operator.ask(db, device, verb, arguments, say)
 
+        find(db, repository)
         result = thawing.thaw(
             db,
             repository,

@@ -1,0 +1,50 @@
+"""The log: one line an event, as key=value pairs (logfmt), so that people read it and programs parse it.
+
+time=2026-11-21T09:30:00.123Z level=info module=gate msg="committed" repository=team/app version=7 actor=ann
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TextIO
+
+
+def fields(**values: object) -> dict[str, object]:
+    """Pairs for a log record: `_log.info("committed", extra=fields(version=7))`."""
+    return {"fields": values}
+
+
+class Logfmt(logging.Formatter):
+    """key=value, quoted where the value has spaces or quotes; a traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC)
+        pairs: dict[str, object] = {
+            "time": f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z",
+            "level": record.levelname.lower(),
+            "module": record.name.removeprefix("cluster."),
+            "msg": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        line = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items() if value is not None)
+        if record.exc_info and record.exc_info[0] is not None:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    plain = text and text.isprintable() and not set(text) & set(' "=\\')
+    return text if plain else json.dumps(text)
+
+
+def to_stream(stream: TextIO = sys.stderr, level: str = "INFO") -> None:
+    """Send everything to `stream`; the libraries' own chatter only from warnings on."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Logfmt())
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name in ("paramiko", "psycopg", "psycopg.pool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
