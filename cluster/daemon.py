@@ -132,6 +132,9 @@ class Requests:
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
         node, kind = self._node, actor.kind
+        # A connection outlives its key: Git's requests are checked in session.authorize, the others here.
+        if not isinstance(command, ServiceCommand) and node.db.identity(actor.fingerprint) != actor:
+            raise Refused("this key is not registered here any more", hint="ask an administrator")
         match command:
             case ServiceCommand():
                 via = "import" if kind is ActorKind.OPERATOR else "ssh"

@@ -57,6 +57,9 @@ from cluster.model import (
 SCHEMA_VERSION = 1
 """The schema that this program speaks. schema.sql is this version; older ones are upgraded by `init`."""
 
+UPGRADES: dict[int, LiteralString] = {}
+"""For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""
+
 CHANNEL = "git_cluster"
 """The NOTIFY channel. Payload: the id of a repository that has a new version, or "" for "look around"."""
 
@@ -263,9 +266,11 @@ class Database:
         ):
             connection.execute("select pg_advisory_xact_lock(%s)", (WRITE_LOCK_CLASS,))
             found = _schema_version(connection)
-            if found is not None:
-                _check_schema(found)
+            if found == SCHEMA_VERSION:
                 return "unchanged"
+            if found is not None:
+                _upgrade(connection, found)
+                return "upgraded"
             connection.execute(schema_file().read_text())
             connection.execute(
                 "insert into cluster (schema_version, name) values (%s, %s)", (SCHEMA_VERSION, name)
@@ -284,7 +289,8 @@ class Database:
         rows = self._read(
             """select a.name as user_name, d.name as device_name
                  from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
-                where k.fingerprint = %(fingerprint)s and (k.expires_at is null or k.expires_at > now())""",
+                where k.fingerprint = %(fingerprint)s and (k.expires_at is null or k.expires_at > now())
+                  and d.mode is distinct from 'disabled'""",
             {"fingerprint": fingerprint},
         )
         if not rows:
@@ -1051,8 +1057,8 @@ _SNAPSHOT_WITH_GRANTS: LiteralString = (
        from access_grant g left join actor a on a.id = g.actor_id
       where g.actor_id is null or a.name = %(actor)s) as grants,
     (%(fingerprint)s::text is null or exists (
-        select from key k where k.fingerprint = %(fingerprint)s
-           and (k.expires_at is null or k.expires_at > now()))) as actor_known"""
+        select from key k left join device d on d.id = k.device_id where k.fingerprint = %(fingerprint)s
+           and (k.expires_at is null or k.expires_at > now()) and d.mode is distinct from 'disabled')) as actor_known"""
     + _SNAPSHOT_TABLES
 )
 
@@ -1168,6 +1174,20 @@ def _schema_version(connection: psycopg.Connection[Any]) -> int | None:
             hint="give git-cluster a database of its own",
         )
     return int(row["schema_version"])
+
+
+def _upgrade(connection: Connection, found: int) -> None:
+    """Bring an older schema to ours, step by step, within the caller's transaction."""
+    if found > SCHEMA_VERSION:
+        _check_schema(found)
+    for version in range(found, SCHEMA_VERSION):
+        if version not in UPGRADES:
+            raise SchemaMismatch(
+                f"the database has schema {found}, which this program cannot upgrade",
+                hint="upgrade it with the git-cluster release that came after the one that made it",
+            )
+        connection.execute(UPGRADES[version])
+    connection.execute("update cluster set schema_version = %s", (SCHEMA_VERSION,))
 
 
 def _check_schema(found: int | None) -> None:

@@ -213,9 +213,11 @@ class Receiving:
         for thread in self._threads[2:]:
             thread.join()
         code = self._process.wait()
-        if self._failed is not None and not self._commands.wants_report:
-            self._client.say(self._failed)
-        return 1 if self._failed is not None and code == 0 else code
+        whys = [self._failed] if self._failed is not None else list(dict.fromkeys(self._reasons.values()))
+        unheard = [] if self._commands.wants_report else whys
+        for why in unheard:
+            self._client.say(why)
+        return 1 if (self._failed is not None or unheard) and code == 0 else code
 
     def say(self, line: str) -> None:
         """One line for the pusher, wherever their Git is looking for it now."""

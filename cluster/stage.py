@@ -257,6 +257,8 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
         if packet.flush:
             break
         oids.append(packet.payload.decode("ascii", "replace"))
+    else:
+        raise PeerFailed("what the peer wants to stage was cut off, or is no list")
     if not all(_is_oid(oid, repository.object_format) for oid in oids):
         raise PeerFailed("what the peer wants to stage are not object ids")
     first = stream.read(1)

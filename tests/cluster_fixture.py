@@ -209,6 +209,15 @@ class Project:
         self.work = cluster.work(f"{self._folder}-work")
         self._clones = 0
 
+    @classmethod
+    def named(cls, cluster: Cluster, test: str, *, min_copies: int = 1) -> Project:
+        """A new repository named after a test, on all devices."""
+        words = "".join(c if c.isalnum() else "-" for c in test.removeprefix("test_"))
+        name = f"team/{words.strip('-')[:80]}"
+        cluster.create(name, min_copies=min_copies)
+        cluster.wait(lambda: cluster.converged(name), "the new repository is everywhere")
+        return cls(cluster, name)
+
     def url(self, device: str) -> str:
         return self.cluster.url(device, self.name)
 
@@ -251,6 +260,9 @@ class Project:
     @property
     def version(self) -> int:
         return self.cluster.version(self.name)
+
+    def disk(self, device: str) -> Path:
+        return self.cluster.disk(device, self.name)
 
     def log(self) -> list[LogEntry]:
         """The push log, oldest first."""

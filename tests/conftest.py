@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from cluster import embedded
-from tests.cluster_fixture import Cluster
+from tests.cluster_fixture import Cluster, Project
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +22,21 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     embedded.stop(directory)
 
 
-@pytest.fixture
-def database_url(postgres: str) -> Iterator[str]:
-    """The URL of an empty database of this test's own."""
+@contextmanager
+def _database(postgres: str) -> Iterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"create database {name}")  # type: ignore[arg-type]
     yield postgres.replace("/postgres?", f"/{name}?", 1)
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def database_url(postgres: str) -> Iterator[str]:
+    """The URL of an empty database of this test's own."""
+    with _database(postgres) as url:
+        yield url
 
 
 @pytest.fixture
@@ -56,3 +63,23 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
     cluster = make_cluster("abc")
     cluster.create("team/app")
     return cluster
+
+
+@pytest.fixture(scope="module")
+def devices(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Devices a, b and c that are up, shared by a file whose tests break nothing and have a repository each."""
+    with _database(postgres) as url:
+        cluster = Cluster(tmp_path_factory.mktemp("devices") / "cluster", url, {})
+        try:
+            cluster.set_up(list("abc"))
+            for device in "abc":
+                cluster.start(device)
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture
+def app(devices: Cluster, request: pytest.FixtureRequest) -> Project:
+    """A repository named after the test, with min_copies 2, and a working copy with one commit on main."""
+    return Project.named(devices, request.node.name, min_copies=2)

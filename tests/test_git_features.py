@@ -4,46 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 
-import psycopg
 import pytest
 
 from tests.cluster_fixture import Cluster, Project, RawPush
 
 ZERO = "0" * 40
-
-
-@pytest.fixture(scope="module")
-def devices(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Devices a, b and c that the tests of this file share; each test has a repository of its own."""
-    name = f"test_{uuid4().hex[:12]}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name}")  # type: ignore[arg-type]
-    url = postgres.replace("/postgres?", f"/{name}?", 1)
-    cluster = Cluster(tmp_path_factory.mktemp("features") / "cluster", url, {})
-    try:
-        cluster.set_up(list("abc"))
-        for device in "abc":
-            cluster.start(device)
-        yield cluster
-    finally:
-        cluster.close()
-
-
-@pytest.fixture
-def app(devices: Cluster, request: pytest.FixtureRequest) -> Project:
-    """A repository named after the test, with min_copies 2, and a working copy with one commit on main."""
-    return make(devices, request.node.name)
-
-
-def make(cluster: Cluster, test: str, **options: str | int) -> Project:
-    name = "team/" + "".join(c if c.isalnum() else "-" for c in test.removeprefix("test_")).strip("-")
-    cluster.create(name, **{"min_copies": 2, **options})  # type: ignore[arg-type]
-    return Project(cluster, name)
 
 
 def head(folder: Path) -> str:
@@ -111,7 +79,7 @@ def test_force_push(app: Project) -> None:
     assert "non-fast-forward" in done.err
     app.pushed("b", "--force", "main")
     assert app.refs("c")["refs/heads/main"] == other
-    stale = app.refused("c", f"--force-with-lease=main:{ZERO[:-1]}1", "+main~1:refs/heads/main")
+    stale = app.refused("c", f"--force-with-lease=main:{ZERO[:-1]}1", "main~1:refs/heads/main")
     assert "stale info" in stale.err
     app.pushed("c", f"--force-with-lease=main:{other}", "main~1:refs/heads/main")
     assert app.version == 4
@@ -194,7 +162,6 @@ def test_the_default_branch_is_not_deleted_by_a_push(app: Project) -> None:
 
 
 def test_an_unborn_default_branch_is_known_to_a_clone(app: Project) -> None:
-    app.cluster.wait(lambda: app.cluster.converged(app.name), "the empty repository is everywhere")
     assert app.cluster.admin("repo", "set", app.name, "--default-branch", "trunk").code == 0
     for device in "abc":
         assert head(app.clone(device)) == "ref: refs/heads/trunk"
@@ -217,7 +184,7 @@ def test_refs_cluster_is_not_to_be_written_nor_seen(app: Project) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
 def test_every_version_of_the_protocol(devices: Cluster, request: pytest.FixtureRequest, protocol: int) -> None:
-    app = make(devices, request.node.name)
+    app = Project.named(devices, request.node.name)
     chosen = ("-c", f"protocol.version={protocol}")
     app.pushed("a", "main", config=[f"protocol.version={protocol}"])
     clone = devices.directory / f"protocol{protocol}"
@@ -308,12 +275,11 @@ def test_porcelain(app: Project) -> None:
     assert second.out.splitlines()[1:] == [f" \trefs/heads/main:refs/heads/main\t{old}..{new}", "Done"]
     third = app.pushed("c", "--porcelain", "main")
     assert third.out.splitlines()[1:] == ["=\trefs/heads/main:refs/heads/main\t[up to date]", "Done"]
-    assert third.err == "Everything up-to-date\n"
     hidden = app.refused("c", "--porcelain", "main:refs/cluster/x")
     assert hidden.out.splitlines()[1] == (
         "!\trefs/heads/main:refs/cluster/x\t[remote rejected] (deny updating a hidden ref)"
     )
-    assert first.err == second.err == "", "nothing is said when all is well"
+    assert first.err == second.err == third.err == "", "nothing is said when all is well"
 
 
 def test_a_client_without_side_band(app: Project) -> None:
@@ -347,13 +313,6 @@ def test_a_client_that_asks_for_no_report(app: Project) -> None:
     assert (done.code, done.text) == (0, "")
     assert app.version == 1, "its exit is the acknowledgement"
     assert app.refs("c")["refs/heads/main"] == oid
-
-    app.cluster.db.freeze(app.cluster.snapshot(app.name).repository.id, "a test")
-    try:
-        with pytest.raises(Exception, match="[Hh]ang"):
-            RawPush(app.cluster, "a", app.name)
-    finally:
-        app.cluster.db.freeze(app.cluster.snapshot(app.name).repository.id, None)
     app.converge()
 
 
@@ -365,8 +324,8 @@ def test_a_client_that_asks_for_no_report_learns_of_a_refusal(app: Project) -> N
     raw.send(empty_pack(app))
     done = raw.finish()
     assert app.version == 1
-    assert "fetch first: refs/heads/main moved to" in done.err
-    assert done.out == ""
+    assert f"remote: cluster: fetch first: refs/heads/main moved to {oid[:12]} by demo on a" in done.err
+    assert (done.code, done.out) == (1, "")
 
 
 # ---------------------------------------------------------------------------------------- less than everything
@@ -393,7 +352,7 @@ def test_a_push_that_would_make_the_repository_shallow_is_refused(app: Project) 
     app.commit("two")
     app.pushed("a", "main")
     shallow = app.clone("b", "--depth=1")
-    other = make(app.cluster, "shallow-target")
+    other = Project.named(app.cluster, "shallow-target")
     done = other.refused("a", "HEAD:main", cwd=shallow)
     assert "shallow update not allowed" in done.err
     assert other.version == 0

@@ -82,7 +82,7 @@ def unharmed(victim: Cluster) -> Iterator[None]:
     assert len(victim.db.snapshots()) == 1
     for name in victim.devices:
         assert victim.refs(name)["HEAD"]
-        assert "Traceback" not in victim.devices[name].log.read_text()
+        assert ": unexpected" not in victim.devices[name].log.read_text()  # cluster/ssh.py, _unexpected
 
 
 def refused(answer: Answer, cluster: Cluster) -> None:
@@ -263,10 +263,6 @@ def test_other_things_that_ssh_offers_are_not_to_be_had(victim: Cluster, user: L
         user.transport.open_channel("direct-tcpip", ("127.0.0.1", 22), ("127.0.0.1", 1), timeout=10)
     with pytest.raises(paramiko.SSHException):
         user.transport.request_port_forward("127.0.0.1", 0)
-    channel = user.transport.open_session(timeout=10)
-    for name, value in (("LD_PRELOAD", "/tmp/x.so"), ("GIT_PROTOCOL", "version=2\n"), ("GIT_TRACE", "/tmp/trace")):
-        with pytest.raises(paramiko.SSHException):
-            channel.set_environment_variable(name, value)
 
 
 # --------------------------------------------------------------------------------------------------- keys
@@ -541,7 +537,6 @@ CONVERSATIONS = {
     "length ffff and nothing": b"ffff",
     "length fff0 and a little": b"fff0" + b"x" * 100,
     "length 0003": b"0003",
-    "length 0001": b"0001" * 100,
     "a sign in the length": b"+00a123456" * 10,
     "a list without an end": command_list(b"refs/heads/evil"),
     "half a command": command_list(b"refs/heads/evil")[:60],
@@ -606,8 +601,8 @@ def test_many_at_once_that_never_finish(victim: Cluster) -> None:
         login(victim.devices["a"], victim.identity) as one,
         login(victim.devices["a"], victim.identity) as two,
     ):
-        for number in range(12):
-            channel = (one, two)[number % 2].channel(b"git-receive-pack 'team/app'")
+        channels = [each.channel(b"git-receive-pack 'team/app'") for each in (one, two) * 6]
+        for channel in channels:
             advertised(channel)
             channel.sendall(CREATE + pack(1, b"\xb0\x80\x80\x04" + BOMB[:100]))
         assert len([each for each in git_processes(victim) if "receive-pack" in each]) >= 12
@@ -648,4 +643,4 @@ def test_the_log_of_a_device_says_who_was_refused(victim: Cluster) -> None:
     log: Path = victim.devices["a"].log
     with login(victim.devices["a"], victim.identity) as client:
         client.ask("git-upload-pack 'team/nowhere'")
-    victim.wait(lambda: "git-upload-pack team/nowhere by user demo" in log.read_text(), "a line in the log", 10)
+    victim.wait(lambda: " actor=demo " in log.read_text() and "repository=team/nowhere" in log.read_text(), "a line in the log", 10)

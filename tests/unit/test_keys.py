@@ -18,7 +18,9 @@ MODULUS = 1 << 2047
 def ssh_keygen(path: Path, kind: str, bits: int = 0) -> str:
     """The public line of a new key; the private one is in `path`."""
     size = ["-b", str(bits)] if bits else []
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, *size, "-N", "", "-C", "ann@host", "-f", path], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", kind, *size, "-N", "", "-C", "ann@host", "-f", path], check=True
+    )
     return Path(f"{path}.pub").read_text()
 
 
@@ -46,7 +48,9 @@ def line_of(path: Path) -> str:
 def test_what_ssh_keygen_makes_is_taken(tmp_path: Path, kind: str, bits: int, type_: str) -> None:
     text = ssh_keygen(tmp_path / "id", kind, bits)
     key = keys.read(tmp_path / "id.pub")
-    listed = subprocess.run(["ssh-keygen", "-lf", tmp_path / "id.pub"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["ssh-keygen", "-lf", tmp_path / "id.pub"], capture_output=True, text=True, check=True
+    )
     assert key.type == type_
     assert key.comment == "ann@host"
     assert key.line == " ".join(text.split()[:2])
@@ -126,6 +130,11 @@ def test_what_is_refused_is_said_plainly(ed25519: Path, text: str, says: str) ->
 def test_a_file_that_is_no_text_and_one_that_is_huge(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(bytes(range(256)) * 4)
     (tmp_path / "huge").write_bytes(b"x" * (keys.MAX_BYTES + 1))
-    for name, says in (("noise", "lines where one"), ("huge", "too long"), ("none", "No such file"), (".", "directory")):
+    for name, says in (
+        ("noise", "lines where one"),
+        ("huge", "too long"),
+        ("none", "No such file"),
+        (".", "directory"),
+    ):
         with pytest.raises(UsageError, match=says):
             keys.read(tmp_path / name)

@@ -169,14 +169,18 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("rows", "options", "reason"), REASONS)
-def test_reasons_say_what_and_what_to_do(rows: tuple[R, ...], options: dict[str, object], reason: str) -> None:
+def test_reasons_say_what_and_what_to_do(
+    rows: tuple[R, ...], options: dict[str, object], reason: str
+) -> None:
     assert status.repository(snapshot(*rows, **options), locked=False)["reason"] == reason  # type: ignore[arg-type]
 
 
 def test_the_document_has_exactly_these_keys() -> None:
     """design.md section 8, and `reason`, which is for people."""
     subject = snapshot(WRITES, R(1, error="connection refused"))
-    document = status.document("example", [device("a", "online"), device("b", "offline")], [subject], {ID: "x"})
+    document = status.document(
+        "example", [device("a", "online"), device("b", "offline")], [subject], {ID: "x"}
+    )
     newest = str(position(3).checksum)
     assert document == {
         "cluster": "example",
