@@ -46,6 +46,9 @@ PACKET = 128 * 1024
 MAX_PACKET = 256 * 1024
 """The largest packet that we read: OpenSSH's own limit. paramiko would allocate whatever a stranger writes."""
 
+MAX_FIRST_LINES = 16 * 1024
+"""Bytes before and with the far side's version line."""
+
 KEPT = 4
 """Connections to a device that are kept with nothing to do."""
 
@@ -77,6 +80,17 @@ _Packetizer: Any = Packetizer
 
 
 class _BoundedPacketizer(_Packetizer):  # type: ignore[misc]
+    """paramiko's takes a first line and packets of any length, from anybody."""
+
+    _first_lines = 0
+
+    def _read_timeout(self, timeout: float) -> Any:
+        data = super()._read_timeout(timeout)
+        self._first_lines += len(data)
+        if self._first_lines > MAX_FIRST_LINES:
+            raise paramiko.SSHException("no end of the first line")
+        return data
+
     def read_all(self, n: int, check_rekey: bool = False) -> Any:
         if n > MAX_PACKET:
             raise paramiko.SSHException(f"a packet of {n} bytes")
@@ -122,8 +136,7 @@ class Wire(_Transport):  # type: ignore[misc]
             self._kex_info,
             "mlkem768x25519-sha256",
             "curve25519-sha256@libssh.org",
-            "ecdh-sha2-nistp256",
-            "diffie-hellman-group16-sha512",
+            "ecdh-sha2-nistp256",  # no classic Diffie-Hellman: it holds every thread up for 0.1 s
         )
 
     def run(self) -> None:
@@ -162,6 +175,9 @@ class Wire(_Transport):  # type: ignore[misc]
 
     def watch(self) -> None:
         """From now on, notice a far side that is silent: powered off, unplugged, stopped."""
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # while sending is stuck, no keepalive can be sent either
+            milliseconds = int(KEEPALIVE * PROBES * 1000)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.packetizer.set_keepalive(KEEPALIVE, self._probe)
 
     def _probe(self) -> None:
@@ -422,15 +438,17 @@ class Remote:
     def stderr(self) -> str:
         """What the device said so far, its last 64 KiB, without the "remote: cluster: " before each line."""
         self._drain()
-        lines = self._stderr.decode(errors="replace").splitlines()
+        with self._stderr_lock:
+            lines = self._stderr.decode(errors="replace").splitlines()
         return "\n".join(line.removeprefix(PREFIX) for line in lines)
 
     def send(self, data: bytes) -> None:
         """All of `data` to the command's input. PeerFailed when it will never be read."""
         view, deadline = memoryview(data), time.monotonic() + STALL
+        most = self._channel.out_max_packet_size - 64  # 64: paramiko's own margin
         while view and not self._stopping:
             try:
-                sent = self._channel.send(bytes(view[:PACKET]))
+                sent = self._channel.send(bytes(view[:most]))
             except TimeoutError as error:
                 self._drain()
                 if time.monotonic() > deadline:
@@ -459,12 +477,11 @@ class Remote:
     def _next(self, deadline: float | None) -> bytes:
         """All that has arrived: paramiko's buffer is cheap to empty and dear to take pieces from."""
         while not self._stopping:
+            if deadline and time.monotonic() > deadline:
+                raise self._late()
             try:
                 data: bytes = self._channel.recv(WINDOW)
-            except TimeoutError as error:
-                if deadline and time.monotonic() > deadline:
-                    what = f"device {self._device} did not finish in time"
-                    raise PeerFailed(what, hint="Its log may say why.") from error
+            except TimeoutError:
                 self._drain()
                 continue
             except _LOST as error:
@@ -481,7 +498,7 @@ class Remote:
         while self._next(deadline):
             pass
         if not self._channel.status_event.wait(max(0.0, deadline - time.monotonic())):
-            raise PeerFailed(f"device {self._device} did not finish in time", hint="Its log may say why.")
+            raise self._late()
         status: int = self._channel.exit_status
         if status < 0:
             raise self._lost()
@@ -510,9 +527,13 @@ class Remote:
                 self._channel.close()
             raise
         finally:
+            with suppress(OSError):
+                theirs.shutdown(socket.SHUT_RDWR)  # a grandchild (git gc) may hold it open
             theirs.close()
             inward.join()
+            self._stopping, before = True, self._stopping
             outward.join()
+            self._stopping = before
             ours.close()
 
     def _pump_in(self, sock: socket.socket) -> None:
@@ -538,6 +559,9 @@ class Remote:
             while self._channel.recv_stderr_ready():
                 self._stderr += self._channel.recv_stderr(WINDOW)
             del self._stderr[:-STDERR]
+
+    def _late(self) -> PeerFailed:
+        return PeerFailed(f"device {self._device} did not finish in time", hint="Its log may say why.")
 
     def _lost(self) -> PeerFailed:
         return PeerFailed(

@@ -31,6 +31,7 @@ from paramiko.auth_handler import AuthHandler  # type: ignore[import-untyped,unu
 from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     AUTH_FAILED,
     AUTH_SUCCESSFUL,
+    MIN_WINDOW_SIZE,
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EXTENDED_DATA,
     MSG_CHANNEL_REQUEST,
@@ -40,10 +41,10 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
 )
 
 from cluster.client import Client
-from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable
+from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, SchemaMismatch
 from cluster.model import Actor
 from cluster.names import Command, parse_command
-from cluster.peer import PACKET, PREFIX, WINDOW, Wire, load_key
+from cluster.peer import PREFIX, WINDOW, Wire, load_key
 
 LOGIN_GRACE = 30.0
 """Seconds from connecting to a proven key."""
@@ -107,13 +108,14 @@ class ChannelClient:
             self._send(self._channel.send_stderr, data)
 
     def _send(self, send: Callable[[bytes], int], data: bytes) -> None:
-        view = memoryview(data)
+        view, most = memoryview(data), self._channel.out_max_packet_size - 64  # 64: paramiko's own margin
         while view:
             try:
-                sent = send(bytes(view[:PACKET]))
+                sent = send(bytes(view[:most]))
             except _LOST as error:
                 raise ClientGone("the client hung up") from error
-            if not sent or self.gone:  # paramiko drops what is sent to a dead connection without a word
+            # paramiko drops what is sent to a dead connection without a word.
+            if not sent or not self._channel.get_transport().is_active():
                 raise ClientGone("the client hung up")
             view = view[sent:]
 
@@ -130,8 +132,8 @@ class ChannelClient:
         with suppress(*_LOST):
             if not self.gone:
                 self._channel.send_exit_status(code & 0xFF)
-                self._channel.shutdown_write()
-            self._channel.close()
+        with suppress(*_LOST):
+            self._channel.close()  # which ends the output first
 
 
 class SshServer:
@@ -142,6 +144,7 @@ class SshServer:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._connections: set[_Connection] = set()
+        self._socket: socket.socket | None = None
         self._running = 0
         self._stopping = threading.Event()
         self._turned_away = 0
@@ -150,19 +153,20 @@ class SshServer:
     def start(self) -> tuple[str, int]:
         """Listen, from a thread of its own; the address that was bound. ConfigError where that cannot be."""
         self._host_key = load_key(self._key_path, "the host key of the SSH endpoint")
-        self._socket = _bind(self._listen)
-        self._socket.settimeout(1.0)  # how often the accepting thread looks for those that do not log in
-        threading.Thread(target=self._accept, name="ssh accept", daemon=True).start()
-        host, port = self._socket.getsockname()[:2]
+        self._socket = listener = _bind(self._listen)
+        listener.settimeout(1.0)  # how often the accepting thread looks for those that do not log in
+        threading.Thread(target=self._accept, args=(listener,), name="ssh accept", daemon=True).start()
+        host, port = listener.getsockname()[:2]
         return host, port
 
     def stop_accepting(self) -> None:
         """No new connections; whoever asks for a command on an open one is told that this device shuts down."""
         with self._lock:
             self._stopping.set()
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept up; close alone does not
-        self._socket.close()
+        if self._socket:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept up; close alone does not
+            self._socket.close()
 
     def close(self, grace: float) -> None:
         """Stop; wait `grace` seconds for the commands that run; then hang up on everybody."""
@@ -175,10 +179,10 @@ class SshServer:
 
     # Connections
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while not self._stopping.is_set():
             try:
-                sock, address = self._socket.accept()
+                sock, address = listener.accept()
             except TimeoutError:
                 sock = None
             except OSError as error:
@@ -193,27 +197,30 @@ class SshServer:
 
     def _admit(self, sock: socket.socket, address: str) -> None:
         with self._lock:
-            crowded = sum(1 for connection in self._connections if connection.stranger) >= MAX_STRANGERS
-        if crowded:
+            strangers = sum(1 for connection in self._connections if connection.stranger)
+        if strangers >= MAX_STRANGERS:
             sock.close()
             self._turned_away += 1
             if time.monotonic() - self._told_at > 10:  # one line for a flood
-                log.warning(
-                    "%d connections have not logged in: turned away %d, the last from %s",
-                    MAX_STRANGERS, self._turned_away, address,
-                )  # fmt: skip
+                what = "%d connections have not logged in yet: turned away %d more, the last from %s"
+                log.warning(what, strangers, self._turned_away, address)
                 self._turned_away, self._told_at = 0, time.monotonic()
             return
         try:
             connection = _Connection(self, sock, address)
-            with self._lock:
-                self._connections.add(connection)
-            connection.start(self._host_key)
-        except (OSError, RuntimeError, *_LOST) as error:  # gone already, or no thread to be had
-            log.info("%s: connection not served: %s", address, error)
+        except OSError:  # gone already
             sock.close()
-            with self._lock:
-                self._connections.discard(connection)
+            return
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            connection.start(self._host_key)
+        except RuntimeError as error:  # no thread to be had
+            log.error("%s: connection not served: %s", address, error)
+            connection.hang_up()
+            self.ended(connection)
+        if self._stopping.is_set():  # close() may have looked before it was there
+            connection.hang_up()
 
     def _end_strangers(self) -> None:
         now = time.monotonic()
@@ -299,6 +306,9 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
 
     def check_auth_publickey(self, username: str, key: Any) -> int:
         """Asked when a key is offered and again when it is proven. The last answer given is the one that counts."""
+        if isinstance(key, _UnusableKey):
+            self._proven = None
+            return int(AUTH_FAILED)
         blob = key.asbytes()
         fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
         if fingerprint not in self._found:
@@ -307,18 +317,13 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         return int(AUTH_FAILED if self._proven is None else AUTH_SUCCESSFUL)
 
     def _look_up(self, key: Any, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
-        if isinstance(key, _UnusableKey):
-            return None
+        encoded = base64.b64encode(blob).decode()
         try:
-            found = self.server.handlers.authenticate(
-                key.get_name(), base64.b64encode(blob).decode(), fingerprint
-            )
-        except DatabaseUnavailable as error:
-            log.warning("%s: cannot look up key %s: %s", self.address, fingerprint, error)
-            return DatabaseUnavailable(_AWAY)
+            found = self.server.handlers.authenticate(key.get_name(), encoded, fingerprint)
         except ClusterError as error:
             log.warning("%s: cannot look up key %s: %s", self.address, fingerprint, error)
-            return error
+            away = isinstance(error, DatabaseUnavailable) and not isinstance(error, SchemaMismatch)
+            return DatabaseUnavailable(_AWAY) if away else error
         except Exception:
             return _unexpected(self.address)
         if found:
@@ -333,9 +338,10 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         for number, session in list(self._sessions.items()):
             if session.channel.closed and not session.started:
                 self._sessions.pop(number, None)
+        if self.stranger:
+            self._wire.default_window_size = MIN_WINDOW_SIZE
         # A device that reuses its connections must not reuse one on which nothing can be run.
-        refused = self.stranger and self._opened
-        if refused or len(self._sessions) >= MAX_CHANNELS:
+        if len(self._sessions) >= MAX_CHANNELS or (self.stranger and self._opened):
             return int(OPEN_FAILED_RESOURCE_SHORTAGE)
         return int(OPEN_SUCCEEDED)
 
@@ -426,13 +432,11 @@ def _unexpected(address: str) -> ClusterError:
 def _bind(listen: tuple[str, int]) -> socket.socket:
     host, port = listen
     try:
-        family, *_, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        dual = family == socket.AF_INET6 and not host and socket.has_dualstack_ipv6()
-        return socket.create_server(
-            address[:2], family=family, backlog=128, dualstack_ipv6=dual
-        )  # SO_REUSEADDR is on
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = found[0][0], found[0][4]
+        dual = family == socket.AF_INET6 and host in ("", "::") and socket.has_dualstack_ipv6()
+        # It sets SO_REUSEADDR.
+        return socket.create_server(address[:2], family=family, backlog=128, dualstack_ipv6=dual)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         hint = "Set [ssh] listen to an address of this machine and a free port."
@@ -445,13 +449,7 @@ def _bind(listen: tuple[str, int]) -> socket.socket:
 
 
 class _UnusableKey:
-    """Stands for an offered key of a type that we do not take: it is refused like any other, see below."""
-
-    def __init__(self, blob: bytes) -> None:
-        self._blob = blob
-
-    def asbytes(self) -> bytes:
-        return self._blob
+    """Stands for an offered key of a type that we do not take: it is refused like any other."""
 
 
 class _PatientAuthHandler(_AuthHandler):  # type: ignore[misc]
@@ -462,7 +460,7 @@ class _PatientAuthHandler(_AuthHandler):  # type: ignore[misc]
             key = super()._generate_key_from_request(algorithm, keyblob)
         except Exception:
             key = None
-        return key or _UnusableKey(keyblob)
+        return key or _UnusableKey()
 
 
 def _on_request(channel: Any, message: Any) -> None:
@@ -474,7 +472,7 @@ def _on_request(channel: Any, message: Any) -> None:
 def _on_data(channel: Any, message: Any) -> None:
     """paramiko takes what a client sends beyond its window, and would keep it in memory."""
     _Channel._feed(channel, message)
-    if len(channel.in_buffer) > WINDOW:
+    if len(channel.in_buffer) > channel.in_window_size:
         raise paramiko.SSHException("sent more than its window")
 
 

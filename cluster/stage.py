@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -292,24 +293,34 @@ def _catch_up_soon(node: Node, repository_id: int) -> None:
 
 
 def _index(path: Path, first: bytes, stream: _Buffered) -> bool:
-    """Store a pack; whether all that it refers to is here. Exit code 1 says "complete, but not by itself alone"."""
-    with subprocess.Popen(
-        ["git", "index-pack", "--stdin", "--fix-thin", "--check-self-contained-and-connected"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=git.environment(git.DURABLE, GIT_DIR=str(path)),
-    ) as process:
-        assert process.stdin is not None and process.stderr is not None
-        with suppress(BrokenPipeError):
-            data = first
-            while data:
-                process.stdin.write(data)
-                data = stream.read1()
-            process.stdin.close()
-        errors = process.stderr.read()
-    if process.returncode in (0, 1):
-        return True
+    """Store a pack; whether all that it refers to is here. Exit code 1 says "complete, but not by itself alone".
+
+    It is written in a quarantine as Git's own: index-pack leaves its temporary file behind when it fails, and the
+    device whose disk is full would have that much less room each time.
+    """
+    objects = path / "objects"
+    with tempfile.TemporaryDirectory(dir=objects, prefix="tmp_objdir-stage-") as quarantine:
+        environment = {"GIT_OBJECT_DIRECTORY": quarantine, "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects)}
+        with subprocess.Popen(
+            ["git", "index-pack", "--stdin", "--fix-thin", "--check-self-contained-and-connected"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=git.environment(git.DURABLE, GIT_DIR=str(path), **environment),
+        ) as process:
+            assert process.stdin is not None and process.stderr is not None
+            with suppress(BrokenPipeError):
+                data = first
+                while data:
+                    process.stdin.write(data)
+                    data = stream.read1()
+                process.stdin.close()
+            errors = process.stderr.read()
+        if process.returncode in (0, 1):
+            new = sorted(Path(quarantine).glob("pack/*"), key=lambda file: file.suffix == ".idx")
+            for file in new:  # the index last: it makes the pack visible
+                file.rename(objects / "pack" / file.name)
+            return True
     if b"expected object" in errors or b"unresolved deltas" in errors:
         return False
     raise GitFailed(f"the copy could not be stored: {git.last_line(errors)}")

@@ -125,13 +125,13 @@ def no_git_left(cluster: Cluster) -> None:
 
 
 def on_disk(device: LoopbackDevice) -> set[str]:
-    """Every file and folder of a device that it would serve from or act on; not its scratch, nor its log."""
-    passing = ("run", "locks")
-    return {
-        str(path.relative_to(device.directory))
-        for path in device.directory.rglob("*")
-        if path.relative_to(device.directory).parts[1:2] not in [(name,) for name in passing]
-    }
+    """Every file and folder of a device that it would serve from or act on; not its scratch, nor folders of refs."""
+    found = set()
+    for path in device.directory.rglob("*"):
+        parts = path.relative_to(device.directory).parts
+        if parts[1:2] not in [("run",), ("locks",)] and not ("refs" in parts and path.is_dir()):
+            found.add("/".join(parts))
+    return found
 
 
 def presentable(text: str, cluster: Cluster) -> None:

@@ -55,10 +55,10 @@ def postgres_database(postgres: str) -> Iterator[str]:
 
     name = f"hostile_{uuid4().hex[:12]}"
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name}")  # type: ignore[arg-type]
+        connection.execute(f"create database {name}")
     yield postgres.replace("/postgres?", f"/{name}?", 1)
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+        connection.execute(f"drop database if exists {name} with (force)")
 
 
 @pytest.fixture

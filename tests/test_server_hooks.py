@@ -11,10 +11,10 @@ from tests.cluster_fixture import Cluster, Project, RawPush
 from tests.test_git_features import ZERO, empty_pack, pack
 
 NOTE = """#!/bin/sh
-here=$(basename "$(cd "$(dirname "$0")/../../../../.." && pwd)")
 case "${0##*/}" in update | post-update) said= ;; *) said=$(tr '\\n' ';') ;; esac
-printf '%s %s [%s] %s\\n' "$here" "${0##*/}" "$*" "$said" >>"{{notes}}"
+printf '%s %s [%s] %s\\n' "${GIT_CLUSTER_DEVICE:-stock}" "${0##*/}" "$*" "$said" >>"{{notes}}"
 """
+ALL = ("pre-receive", "update", "reference-transaction", "post-receive", "post-update")
 
 
 def hook(app: Project, name: str, script: str, *, devices: str = "abc", folder: str = "hooks") -> None:
@@ -30,26 +30,25 @@ def notes(app: Project, tmp_path: Path) -> Path:
     """A file in which every hook of `app`, on every device, notes how it was called."""
     notes = tmp_path / "notes"
     notes.touch()
-    for name in ("pre-receive", "update", "reference-transaction", "post-receive", "post-update"):
+    for name in ALL:
         hook(app, name, NOTE.replace("{{notes}}", str(notes)))
     return notes
 
 
-def test_each_hook_runs_once_with_what_stock_git_gives_it(app: Project, notes: Path) -> None:
-    oid = app.git("rev-parse", "HEAD")
-    app.pushed("b", "main", "main:refs/tags/t")
+def test_each_hook_runs_once_and_hears_what_stock_git_tells_it(app: Project, notes: Path, tmp_path: Path) -> None:
+    stock = tmp_path / "stock.git"
+    app.git("init", "--quiet", "--bare", "-b", "main", str(stock))
+    for name in ALL:
+        (stock / "hooks" / name).write_text(NOTE.replace("{{notes}}", str(tmp_path / "stock")))
+        (stock / "hooks" / name).chmod(0o755)
+    for refs in (["main", "main:refs/tags/t"], ["main"], ["main", ":refs/tags/t", "main:refs/heads/x"]):
+        app.commit("one more")
+        app.git("push", "--quiet", str(stock), *refs)
+        app.pushed("b", *refs)
     app.converge()
-    main, tag = f"{ZERO} {oid} refs/heads/main;", f"{ZERO} {oid} refs/tags/t;"
-    assert sorted(notes.read_text().splitlines()) == sorted(
-        [
-            f"b pre-receive [] {main}{tag}",
-            f"b update [refs/heads/main {ZERO} {oid}] ",
-            f"b update [refs/tags/t {ZERO} {oid}] ",
-            *(f"b reference-transaction [{state}] {ref}" for state in ("prepared", "committed") for ref in (main, tag)),
-            f"b post-receive [] {main}{tag}",
-            "b post-update [refs/heads/main refs/tags/t] ",
-        ]
-    )
+    expected = (tmp_path / "stock").read_text().replace("stock ", "b ")
+    assert expected.count("reference-transaction") >= 10
+    assert notes.read_text() == expected
 
 
 def test_hooks_that_come_later_and_go_again(app: Project, notes: Path) -> None:
@@ -86,8 +85,10 @@ def test_g4_a_hook_that_says_no_makes_no_version_and_is_heard(
     hook(app, name, "#!/bin/sh\ncat >/dev/null\necho 'tickets only, please'\nexit 1\n")
     app.commit("two")
     done = app.refused("b", "main")
-    assert "remote: tickets only, please" in done.err
-    assert "[remote rejected] main -> main" in done.err
+    assert "tickets only, please" in done.err
+    if name != "reference-transaction":  # at which receive-pack gives up altogether, as everywhere
+        assert "remote: tickets only, please" in done.err
+        assert f"[remote rejected] main -> main ({'pre-receive ' if name == 'pre-receive' else ''}hook declined)" in done.err
     assert app.version == 1
     assert not any(replica.intent for replica in devices.snapshot(app.name).replicas)
     for device in "abc":

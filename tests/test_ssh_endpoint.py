@@ -21,7 +21,7 @@ import pytest
 import cluster.peer
 import cluster.ssh
 from cluster.client import Client
-from cluster.errors import ClientGone, ConfigError, DatabaseUnavailable, Frozen, PeerFailed
+from cluster.errors import ClientGone, ConfigError, DatabaseUnavailable, Frozen, PeerFailed, SchemaMismatch
 from cluster.model import Actor, ActorKind, Device, DeviceMode
 from cluster.names import Command, ServiceCommand
 from cluster.peer import Peers, Wire, write_keypair
@@ -367,8 +367,14 @@ def test_what_nobody_foresaw_is_a_number_here_and_a_traceback_in_the_log(
     assert "secret /path" in caplog.text
 
 
-def test_the_database_is_away(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_database_is_away(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The user reads why, though the key cannot be looked up; nothing can be run; a device is not held back."""
+
+    def too_old(*_: str) -> None:
+        raise SchemaMismatch("the schema is too old")
+
     place.handlers.away = True
     for command in ("git-upload-pack 'hello'", "rm"):
         result = place.run(command)
@@ -385,6 +391,8 @@ def test_the_database_is_away(place: Place, caplog: pytest.LogCaptureFixture) ->
         with pytest.raises(paramiko.ChannelException):
             transport.open_session()
     assert not place.handlers.calls
+    monkeypatch.setattr(place.handlers, "authenticate", too_old)
+    assert b"error: the schema is too old\n" in place.ask("hello").stderr
 
 
 def test_a_device_logs_in_anew_once_the_database_is_back(place: Place, peers: Peers) -> None:
@@ -668,6 +676,24 @@ def test_garbage_is_one_line_in_the_log(
     assert record.getMessage().isprintable()
 
 
+def test_a_first_line_without_an_end(place: Place) -> None:
+    with socket.create_connection(place.address) as sock:
+        with pytest.raises(OSError):
+            for _ in range(10000):
+                sock.sendall(b"x" * 10000)
+    until(lambda: not place.server._connections, "the connection ends")
+
+
+def test_a_client_that_waits_for_our_list_of_algorithms(place: Place) -> None:
+    """Some libraries do; the endpoint waits for theirs, but not for long."""
+    with socket.create_connection(place.address) as sock:
+        sock.sendall(b"SSH-2.0-patient\r\n")
+        sock.settimeout(10)
+        received = b""
+        while b"aes128-ctr" not in received:
+            received += sock.recv(1000)
+
+
 def test_a_packet_that_claims_to_be_large_is_not_waited_for(place: Place) -> None:
     with socket.create_connection(place.address) as sock:
         sock.sendall(b"SSH-2.0-scan\r\n" + b"\x7f\xff\xff\xfc" + b"\x00" * 300)
@@ -885,6 +911,7 @@ class Relay:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.silent = threading.Event()
+        self.stuck = threading.Event()
         self._target = target
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -901,12 +928,15 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                while self.stuck.is_set():
+                    time.sleep(0.01)
                 if not self.silent.is_set():
                     target.sendall(data)
         with suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self.stuck.clear()
         for sock in [self.listener, *self._sockets]:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -941,6 +971,20 @@ def test_a_device_that_goes_silent(
         relay.silent.set()
         with pytest.raises(PeerFailed, match="connection to device b was lost"):
             remote.receive(1)
+
+
+def test_a_device_that_takes_nothing_more(
+    place: Place, peers: Peers, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sending is stuck, so that no keepalive can be sent either."""
+    monkeypatch.setattr(cluster.peer, "KEEPALIVE", 0.3)
+    device = place.device(ssh_url=f"ssh://git@127.0.0.1:{relay.port}")
+    with peers.run(device, "git-upload-pack 'digest'") as remote:
+        relay.stuck.set()
+        started = time.monotonic()
+        with pytest.raises(PeerFailed, match="connection to device b was lost"):
+            remote.send(bytes(64 << 20))
+        assert time.monotonic() - started < 30
 
 
 def test_a_device_that_never_answers(place: Place, peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:

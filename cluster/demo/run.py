@@ -183,9 +183,9 @@ class Demo:
         screen.heading("The cluster stays up until Ctrl-C. In another terminal:")
         screen.verbatim("")
         screen.verbatim(f"  export GIT_SSH_COMMAND={shlex.quote(ssh)}")
-        screen.verbatim(f"  git clone {devices[0].url}/{REPOSITORY}")
-        for device in devices[1:]:
-            screen.verbatim(f"  git push  {device.url}/{REPOSITORY} HEAD:my-branch   # from inside the clone")
+        screen.verbatim(f"  git clone {devices[0].url}/{REPOSITORY} && cd {REPOSITORY.rpartition('/')[2]}")
+        for device in devices:
+            screen.verbatim(f"  git push {device.url}/{REPOSITORY} HEAD:a-branch-on-{device.name}")
         screen.verbatim(f"  {shlex.join(_program())} --config {shlex.quote(str(loopback.config))} status")
         screen.verbatim("")
 
@@ -205,7 +205,7 @@ class Demo:
             self._screen.say(f"Everything is stopped, and kept in {self._place.directory}.")
             self._screen.verbatim(f"Bring it up again: {again}")
         else:
-            self._screen.say(f"Everything is stopped and removed. It took {self._elapsed()}.")
+            self._screen.say("Everything is stopped and removed.")
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._began:.1f} s"
@@ -288,4 +288,6 @@ def _program() -> list[str]:
     if shutil.which("git-cluster"):
         return ["git-cluster"]
     beside = Path(sys.executable).with_name("git-cluster")
+    if beside.is_relative_to(Path.cwd()):
+        beside = beside.relative_to(Path.cwd())
     return [str(beside)] if beside.exists() else [sys.executable, "-m", "cluster"]

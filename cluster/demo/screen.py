@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import textwrap
 from typing import TextIO
 
 _BOLD, _DIM, _RED, _GREEN, _CYAN = "1", "2", "31", "32", "36"
+
+_TABLE = re.compile(r"\S+  +\S")
 
 INDENT = 4
 """Columns before what a command prints."""
@@ -39,8 +42,11 @@ class Screen:
 
     def output(self, text: str) -> None:
         for raw in text.rstrip().splitlines():
-            for number, line in enumerate(self._fit(raw.rstrip(), INDENT)):
-                self._print(self._paint(line if number == 0 else f"  {line}", _DIM))
+            line = raw.expandtabs().rstrip()
+            for number, fitted in enumerate(
+                self._cut(line) if _TABLE.match(line) else self._fit(line, INDENT)
+            ):
+                self._print(self._paint(fitted if number == 0 else f"  {fitted}", _DIM))
 
     def good(self, claim: str) -> None:
         self.checks += 1
@@ -66,6 +72,13 @@ class Screen:
             return [(" " * indent + text).rstrip()]
         lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
         return [" " * indent + line for line in lines]
+
+    def _cut(self, row: str) -> list[str]:
+        """A row of a table, which is no longer one when it is wrapped: cut at the edge of a terminal."""
+        width = shutil.get_terminal_size((80, 24)).columns - INDENT - 1
+        if self._terminal and len(row) > width:
+            row = row[: width - 1] + "…"
+        return [" " * INDENT + row]
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._coloured and text else text
