@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
@@ -30,9 +31,9 @@ from cluster.faults import Faults
 from cluster.model import Actor, ActorKind, DeviceMode, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
-from cluster.peer import Peers
+from cluster.peer import Peers, load_key
 from cluster.ssh import SshServer
-from cluster.store import Store
+from cluster.store import FileLock, Store
 from cluster.sync import catch_up
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,11 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
         raise ConfigError(
             f"[device] data_dir cannot be made: {error.strerror}", hint="choose another folder"
         ) from error
-    peers = Peers.from_file(config.device.key)
+    if shutil.which("git") is None:
+        raise ConfigError(
+            "there is no git on the PATH of this device", hint="install Git, or set PATH for the daemon"
+        )
+    key = load_key(config.device.key, "the key of this device")
     url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
     db = Database(url, application_name=f"git-cluster {config.device.name}").open()
     try:
@@ -75,6 +80,12 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
             f"device {config.device.name} is not registered in this cluster",
             hint=f"register it once: git-cluster device add {config.device.name} --ssh URL --key FILE --host-key FILE",
         ) from error
+    if device.public_key.split()[:2] != [key.get_name(), key.get_base64()]:
+        db.close()
+        raise Refused(
+            f"device {device.name} is registered with another key than the one in [device] key",
+            hint=f"name the file that was registered; `git-cluster device list --json` shows the public key of {device.name}",
+        )
     if device.mode is DeviceMode.DISABLED:
         _log.warning(
             "this device is disabled: it answers nobody until `git-cluster device enable %s`", device.name
@@ -84,7 +95,7 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
         writes=config.writes,
         db=db,
         store=Store(data_dir, device.name, db.cluster_id()),
-        peers=peers,
+        peers=Peers(key),
         faults=Faults.parse(environ.get("GIT_CLUSTER_FAULT", "")),
     )
 
@@ -98,6 +109,7 @@ def run(config: Config) -> NoReturn:
         raise ConfigError(
             f"{config.path} has no [ssh] section", hint="a device without an endpoint serves nobody"
         )
+    alone = _alone(node.store.root)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -117,7 +129,25 @@ def run(config: Config) -> NoReturn:
     node.peers.close()
     node.db.close()
     logging.shutdown()
+    alone.close()
     os._exit(0)  # a sync of hours is not waited for: it resumes after the next start
+
+
+def _alone(data_dir: Path) -> FileLock:
+    """A lock that lasts as long as this process: two daemons on one disk would undo each other's work."""
+    try:
+        lock = FileLock(data_dir / "serve.lock")
+    except OSError as error:
+        raise ConfigError(
+            f"[device] data_dir cannot be written to: {error.strerror}",
+            hint="it must belong to the user that runs git-cluster, and not be mounted read-only",
+        ) from error
+    if not lock.try_acquire():
+        raise Refused(
+            "another git-cluster serves from this data_dir already",
+            hint="stop that one, or give this one a data_dir",
+        )
+    return lock
 
 
 class Requests:

@@ -88,7 +88,7 @@ class Loopback:
         """Files, keys, schema, devices and one user who may do everything. No process yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
         _write(self.config, self._cluster_section())
-        with Database(self.database).open(check_schema=False) as db:
+        with Database(self.database).open(any_schema=True) as db:
             db.init("demo")
             for name in names:
                 self._add_device(db, name)

@@ -508,8 +508,9 @@ class Remote:
     def pipes(self) -> Iterator[tuple[int, int]]:
         """The command's output and input as file descriptors of this process, for a child to inherit.
 
-        Both are one socket, and so the same number: for `git fetch fd::<read>,<write>`, whose helper then ends its
-        input by shutdown(2). With two pipes it would close its end and wait for ever, as ours is open too.
+        Both are one socket, and so the same number, for `git fetch fd::<read>,<write>`: Git then ends its input by
+        shutdown(2). With two pipes it closes its end, but git and its helper both hold one; under protocol 2 the
+        far side waits for that end, and the helper for the far side, for ever.
 
         Leaving the block ends the command's input, once everything written has been delivered.
         """

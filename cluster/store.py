@@ -447,7 +447,10 @@ def _update_refs(path: Path, updates: Sequence[RefUpdate]) -> None:
         else:
             lines.append(f"update {update.ref} {update.new} {update.old}\n")
     data = "".join(lines).encode("utf-8", "surrogateescape")
-    config = {**git.DURABLE, "core.hooksPath": os.devnull}  # a hook judges a push where it is pushed to, nowhere else
+    config = {
+        **git.DURABLE,
+        "core.hooksPath": os.devnull,
+    }  # a hook judges a push where it is pushed to, nowhere else
     git.run(["update-ref", "--no-deref", "--stdin"], git_dir=path, data=data, config=config)
 
 

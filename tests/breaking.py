@@ -15,7 +15,9 @@ import psycopg
 
 from tests.cluster_fixture import Cluster, Done
 
-SQL = re.compile(r"psycopg|\b(select|insert into|delete from|update replica|update repository)\b", re.IGNORECASE)
+SQL = re.compile(
+    r"psycopg|\b(select|insert into|delete from|update replica|update repository)\b", re.IGNORECASE
+)
 
 
 def polite(cluster: Cluster, text: str) -> str:
@@ -133,7 +135,10 @@ def replica(cluster: Cluster, device: str) -> dict[str, Any]:
 def lost(cluster: Cluster, device: str) -> dict[str, str]:
     """What is kept on a device's disk under refs/cluster/lost/: original ref name → object id."""
     lines = cluster.ok(
-        f"--git-dir={cluster.disk(device)}", "for-each-ref", "--format=%(objectname) %(refname)", "refs/cluster/lost/"
+        f"--git-dir={cluster.disk(device)}",
+        "for-each-ref",
+        "--format=%(objectname) %(refname)",
+        "refs/cluster/lost/",
     ).splitlines()
     return {f"refs/{ref.split('/', 4)[4]}": oid for oid, ref in (line.split(" ") for line in lines)}
 
@@ -162,7 +167,7 @@ def sql(cluster: Cluster, *statements: str) -> None:
     """Change the database behind everybody's back, in one transaction."""
     with psycopg.connect(cluster.database) as connection:
         for statement in statements:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
 
 def on_disk(cluster: Cluster, device: str, *arguments: str) -> str:

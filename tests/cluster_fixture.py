@@ -235,7 +235,9 @@ class Project:
         settings = [word for setting in config for word in ("-c", setting)]
         return self.cluster.git(*settings, "push", *options, self.url(device), *refs, cwd=cwd or self.work)
 
-    def pushed(self, device: str, *arguments: str, cwd: Path | None = None, config: Sequence[str] = ()) -> Done:
+    def pushed(
+        self, device: str, *arguments: str, cwd: Path | None = None, config: Sequence[str] = ()
+    ) -> Done:
         """The same, where it has to succeed."""
         done = self.push(device, *arguments, cwd=cwd, config=config)
         assert done.code == 0, done.text

@@ -26,10 +26,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _database(postgres: str) -> Iterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name}")  # type: ignore[arg-type]
+        connection.execute(f"create database {name}")
     yield postgres.replace("/postgres?", f"/{name}?", 1)
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+        connection.execute(f"drop database if exists {name} with (force)")
 
 
 @pytest.fixture

@@ -54,7 +54,9 @@ class Login:
 
     def ask(self, command: bytes | str | None, data: bytes = b"") -> Answer:
         """Run a command to its end."""
-        channel = self.channel(command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command)
+        channel = self.channel(
+            command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
+        )
         with suppress(OSError):  # who refuses does not read
             channel.sendall(data)
         with suppress(OSError):

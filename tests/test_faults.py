@@ -345,7 +345,9 @@ def test_a_database_that_comes_back_in_time(
     works_everywhere(cluster, "a")
 
 
-def test_a_database_that_does_not_come_back_in_time(own_postgres: tuple[Path, str], alone: MakeCluster) -> None:
+def test_a_database_that_does_not_come_back_in_time(
+    own_postgres: tuple[Path, str], alone: MakeCluster
+) -> None:
     """G2, G6: after commit_timeout the pusher is told "ng"; the intent is there when the database is."""
     cluster = alone(commit_timeout="1s")
     work, old = first_push(cluster)
@@ -407,7 +409,7 @@ def test_a_write_whose_lock_is_lost_still_excludes_everybody(cluster: Cluster) -
 
 
 def test_who_waits_for_the_lock_is_told_for_whom_and_leaves_nothing_behind(cluster: Cluster) -> None:
-    """"waiting for the write lock: … holds it on … since …"; giving up takes the pusher out of the queue."""
+    """ "waiting for the write lock: … holds it on … since …"; giving up takes the pusher out of the queue."""
     work, _ = first_push(cluster)
     held = hold(cluster, "a")
     new = cluster.commit(work, "slow")
@@ -440,7 +442,9 @@ def test_a_pusher_gives_up_after_lock_timeout(make_cluster: MakeCluster) -> None
     cluster.wait(lambda: held.reached, "the write lock is held on a")
     late = push(cluster, "b", work, "main:late")
     assert late.code != 0
-    assert "gave up after waiting 2 s for the write lock: demo holds it on a since" in " ".join(late.err.split())
+    assert "gave up after waiting 2 s for the write lock: demo holds it on a since" in " ".join(
+        late.err.split()
+    )
     held.let_go()
     assert slow.wait(30) == 0
     assert cluster.version() == 2

@@ -110,8 +110,18 @@ def test_a_replica_that_slept_through_such_an_exchange_catches_up_in_one_step(ap
 
 
 def test_names_that_git_allows(app: Project) -> None:
-    odd = ["refs/heads/ünïcode/日本", "refs/heads/with'quote", 'refs/heads/with"double', "refs/heads/$HOME`x`;&|"]
-    odd += ["refs/heads/@/-dash", "refs/heads/HEAD", "refs/anything/at-all", "refs/heads/" + "long/" * 40 + "x"]
+    odd = [
+        "refs/heads/ünïcode/日本",
+        "refs/heads/with'quote",
+        'refs/heads/with"double',
+        "refs/heads/$HOME`x`;&|",
+    ]
+    odd += [
+        "refs/heads/@/-dash",
+        "refs/heads/HEAD",
+        "refs/anything/at-all",
+        "refs/heads/" + "long/" * 40 + "x",
+    ]
     app.pushed("a", "main", *(f"main:{ref}" for ref in odd))
     listing = app.refs("c").keys()
     assert listing >= set(odd)
@@ -183,7 +193,9 @@ def test_refs_cluster_is_not_to_be_written_nor_seen(app: Project) -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
-def test_every_version_of_the_protocol(devices: Cluster, request: pytest.FixtureRequest, protocol: int) -> None:
+def test_every_version_of_the_protocol(
+    devices: Cluster, request: pytest.FixtureRequest, protocol: int
+) -> None:
     app = Project.named(devices, request.node.name)
     chosen = ("-c", f"protocol.version={protocol}")
     app.pushed("a", "main", config=[f"protocol.version={protocol}"])
@@ -227,7 +239,9 @@ def test_atomic_push(app: Project) -> None:
 
 
 def empty_pack(app: Project) -> bytes:
-    done = subprocess.run(["git", "pack-objects", "--stdout", "-q"], input=b"", capture_output=True, cwd=app.work)
+    done = subprocess.run(
+        ["git", "pack-objects", "--stdout", "-q"], input=b"", capture_output=True, cwd=app.work
+    )
     return done.stdout
 
 
@@ -235,7 +249,11 @@ def pack(app: Project, *revisions: str) -> bytes:
     """What these revisions reach, as `git push` would send it."""
     lines = "".join(f"{revision}\n" for revision in revisions).encode()
     return subprocess.run(
-        ["git", "pack-objects", "--stdout", "-q", "--revs"], input=lines, capture_output=True, cwd=app.work, check=True
+        ["git", "pack-objects", "--stdout", "-q", "--revs"],
+        input=lines,
+        capture_output=True,
+        cwd=app.work,
+        check=True,
     ).stdout
 
 
@@ -419,5 +437,7 @@ def test_ten_thousand_refs(app: Project) -> None:
     assert len(app.refs("c")) == 10_002
     clone = app.clone("c")
     assert app.git("rev-parse", "HEAD", cwd=clone) == app.git("rev-parse", "HEAD")
-    app.pushed("c", "--quiet", "--prune", "refs/heads/main:refs/heads/main", "refs/heads/b/0000*:refs/heads/b/0000*")
+    app.pushed(
+        "c", "--quiet", "--prune", "refs/heads/main:refs/heads/main", "refs/heads/b/0000*:refs/heads/b/0000*"
+    )
     app.converge()

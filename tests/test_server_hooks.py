@@ -35,7 +35,9 @@ def notes(app: Project, tmp_path: Path) -> Path:
     return notes
 
 
-def test_each_hook_runs_once_and_hears_what_stock_git_tells_it(app: Project, notes: Path, tmp_path: Path) -> None:
+def test_each_hook_runs_once_and_hears_what_stock_git_tells_it(
+    app: Project, notes: Path, tmp_path: Path
+) -> None:
     stock = tmp_path / "stock.git"
     app.git("init", "--quiet", "--bare", "-b", "main", str(stock))
     for name in ALL:
@@ -88,7 +90,10 @@ def test_g4_a_hook_that_says_no_makes_no_version_and_is_heard(
     assert "tickets only, please" in done.err
     if name != "reference-transaction":  # at which receive-pack gives up altogether, as everywhere
         assert "remote: tickets only, please" in done.err
-        assert f"[remote rejected] main -> main ({'pre-receive ' if name == 'pre-receive' else ''}hook declined)" in done.err
+        assert (
+            f"[remote rejected] main -> main ({'pre-receive ' if name == 'pre-receive' else ''}hook declined)"
+            in done.err
+        )
     assert app.version == 1
     assert not any(replica.intent for replica in devices.snapshot(app.name).replicas)
     for device in "abc":
@@ -132,7 +137,9 @@ git ls-remote {app.url("c")} refs/heads/main >>"{seen}" 2>&1
     app.converge()
 
 
-def test_a_slow_post_receive_delays_neither_the_acknowledgement_nor_the_next_push(app: Project, tmp_path: Path) -> None:
+def test_a_slow_post_receive_delays_neither_the_acknowledgement_nor_the_next_push(
+    app: Project, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     hook(app, "post-receive", f'#!/bin/sh\necho waiting\nread line <"{gate}"\necho "$line"\n', devices="a")

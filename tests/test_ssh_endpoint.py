@@ -1128,6 +1128,17 @@ def test_pipes_leave_nothing_behind(place: Place, peers: Peers) -> None:
     assert len(open_files()) == files
 
 
+def test_a_grandchild_that_stays_holds_nothing_up(place: Place, peers: Peers) -> None:
+    """As git's own maintenance does, in the background."""
+    with peers.run(place.device(), "git-upload-pack 'digest'") as remote:
+        with remote.pipes() as (read, write):
+            stays = subprocess.Popen(["sleep", "60"], pass_fds=(read, write))
+            os.write(write, b"x" * 100_000)
+        assert remote.finish(10) == 0
+    stays.kill()
+    stays.wait()
+
+
 def test_a_child_sees_the_end_of_a_connection_that_is_lost(place: Place, peers: Peers) -> None:
     with peers.run(place.device(), "git-upload-pack 'endless'") as remote:
         with remote.pipes() as (read, _):

@@ -14,11 +14,14 @@ def test_the_wheel_carries_what_it_needs(tmp_path: Path, database_url: str) -> N
     """Built, unpacked elsewhere and run there: `init` finds its schema, and nothing is read from the checkout."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(ROOT)], check=True
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), str(ROOT)],
+        check=True,
     )
     (wheel,) = tmp_path.glob("git_cluster-*.whl")
     site = tmp_path / "site"
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)], check=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)], check=True
+    )
     config = tmp_path / "cluster.toml"
     config.write_text(f'[cluster]\ndatabase = "{database_url}"\nname = "wheel"\n')
     env = {**os.environ, "PYTHONPATH": str(site)}

@@ -44,7 +44,7 @@ class App:
             yield db
 
 
-def open_database(config: Config, *, check_schema: bool = True) -> Database:
+def open_database(config: Config, *, any_schema: bool = False) -> Database:
     """The configured database, connected. "embedded": the PostgreSQL under data_dir, started if it does not run."""
     from cluster.db import Database
 
@@ -58,7 +58,7 @@ def open_database(config: Config, *, check_schema: bool = True) -> Database:
                 hint="Add [device] with name, data_dir and key.",
             )
         url = embedded.start(config.device.data_dir / "postgres")
-    return Database(url, application_name="git-cluster cli", connections=4).open(check_schema=check_schema)
+    return Database(url, application_name="git-cluster cli", connections=4).open(any_schema=any_schema)
 
 
 def _config_file(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:

@@ -24,7 +24,7 @@ def init(app: App, as_json: bool) -> None:
     from cluster.db import SCHEMA_VERSION
 
     config = app.config()
-    with open_database(config, check_schema=False) as db:
+    with open_database(config, any_schema=True) as db:
         outcome = db.init(config.cluster.name)
     if as_json:
         show.as_json({"cluster": config.cluster.name, "schema": SCHEMA_VERSION, "outcome": outcome})

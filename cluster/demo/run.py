@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -32,6 +33,7 @@ PATIENCE = 30.0
 
 
 def run(directory: Path | None, devices: int, source: str | None, *, serve: bool, as_json: bool) -> int:
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # of connections that a signal cuts off
     screen = Screen(sys.stderr if as_json else sys.stdout)
     serving = False
     with Signals() as signals:
@@ -94,10 +96,11 @@ class Demo:
         self._screen.good(f"PostgreSQL is up ({self._elapsed()})")
 
     def _set_up(self, names: list[str], *, again: bool) -> None:
-        if again:
-            reopen(self.loopback, names)
-        else:
-            self.loopback.set_up(names)
+        with self._signals.deferred():
+            if again:
+                reopen(self.loopback, names)
+            else:
+                self.loopback.set_up(names)
 
     def _start_devices(self) -> None:
         names = list(self.loopback.devices)

@@ -155,7 +155,10 @@ class Tour:
             push.code != 0 and f"{self._branch} -> {self._branch}\n" not in f"{push.text}\n",
         )
         process = self._loopback.devices[first].process
-        self._check(f"device {first} is dead", process is not None and process.wait(PATIENCE) == -9)
+        self._check(
+            f"device {first} is dead (`status` notices after 10 s of silence)",
+            process is not None and process.wait(PATIENCE) == -9,
+        )
         self._wait("the repository is frozen", lambda: bool(self._entry()["state"] == "frozen"))
         self._admin("status")
         reason = str(self._entry()["reason"])

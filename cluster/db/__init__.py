@@ -1,0 +1,36 @@
+"""Every SQL statement of git-cluster, one typed method each. schema.sql explains the tables.
+
+Contract of this package:
+
+* A method either did all of what its name says, or raised. A compare-and-set that matches no row raises
+  WriteConflict: zero rows is never silently "fine".
+* A connection that PostgreSQL dropped raises DatabaseUnavailable. Reads are tried again on a fresh connection
+  first; writes never are, because only their caller knows whether doing them twice is harmless.
+* No connection outlives the method, except the ones handed out by `dedicated()`, for advisory locks.
+"""
+
+from __future__ import annotations
+
+from cluster.db.devices import Devices
+from cluster.db.log import Log
+from cluster.db.replicas import Replicas
+from cluster.db.repositories import Repositories, no_repository
+from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
+from cluster.db.who import UserKey, Who
+from cluster.db.writes import LockHolder, Writes, lock_label
+
+
+class Database(Who, Devices, Repositories, Writes, Replicas, Log):
+    """The cluster's PostgreSQL."""
+
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Connection",
+    "Database",
+    "LockHolder",
+    "UserKey",
+    "lock_label",
+    "no_repository",
+    "schema_file",
+]

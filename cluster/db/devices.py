@@ -1,0 +1,87 @@
+"""The machines that hold repositories."""
+
+from __future__ import annotations
+
+import psycopg
+
+from cluster.db.connections import Connections, unique
+from cluster.db.rows import device_of
+from cluster.errors import NotFound, Refused
+from cluster.model import (
+    Device,
+    DeviceMode,
+)
+
+
+class Devices(Connections):
+    """The machines that hold repositories."""
+
+    def add_device(
+        self,
+        name: str,
+        *,
+        ssh_url: str,
+        http_url: str | None,
+        fingerprint: str,
+        public_key: str,
+        host_key: str,
+    ) -> None:
+        with (
+            unique(f"device {name} or its key is registered already", "`git-cluster device list` shows them"),
+            self._transaction() as connection,
+        ):
+            connection.execute(
+                """with added as (
+                       insert into device (name, ssh_url, http_url, host_key)
+                       values (%(name)s, %(ssh_url)s, %(http_url)s, %(host_key)s) returning id)
+                   insert into key (fingerprint, public_key, comment, device_id)
+                   select %(fingerprint)s, %(public_key)s, %(name)s, id from added""",
+                {
+                    "name": name,
+                    "ssh_url": ssh_url,
+                    "http_url": http_url,
+                    "fingerprint": fingerprint,
+                    "public_key": public_key,
+                    "host_key": host_key,
+                },
+            )
+
+    def devices(self) -> list[Device]:
+        return [
+            device_of(row, "")
+            for row in self._read(
+                """select d.*, k.public_key, extract(epoch from now() - d.last_seen_at)::float as silent_for
+                     from device d join key k on k.device_id = d.id order by d.name"""
+            )
+        ]
+
+    def device(self, name: str) -> Device:
+        found = next((device for device in self.devices() if device.name == name), None)
+        if found is None:
+            raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
+        return found
+
+    def set_device_mode(self, name: str, mode: DeviceMode) -> None:
+        if not self._write(
+            "update device set mode = %(mode)s::device_mode where name = %(name)s returning 1",
+            {"mode": mode.value, "name": name},
+        ):
+            raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
+
+    def remove_device(self, name: str) -> None:
+        """Forget a device that holds no replica."""
+        try:
+            removed = self._write("delete from device where name = %(name)s returning 1", {"name": name})
+        except (psycopg.errors.ForeignKeyViolation, psycopg.errors.RestrictViolation) as error:
+            raise Refused(
+                f"device {name} still holds replicas",
+                hint=f"drain it and move them first: `git-cluster repo set REPO --remove-device {name}`",
+            ) from error
+        if not removed:
+            raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
+
+    def heartbeat(self, device: str, *, stopped: bool = False) -> None:
+        self._write(
+            "update device set last_seen_at = now(), stopped = %(stopped)s where name = %(device)s",
+            {"device": device, "stopped": stopped},
+        )

@@ -1,0 +1,170 @@
+"""What replicas claim, what they lack, and which of them is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cluster.db.connections import Connections, notify, translated
+from cluster.db.rows import log_entry_of
+from cluster.db.schema import Connection
+from cluster.errors import WriteConflict
+from cluster.model import (
+    Checksum,
+    LogEntry,
+    Position,
+    RefUpdate,
+)
+
+
+class Replicas(Connections):
+    """What replicas claim, what they lack, and which of them is trusted."""
+
+    def changes(self, repository_id: int, since: int, until: int) -> tuple[list[RefUpdate], list[LogEntry]]:
+        """What happened after `since` up to `until`: each ref's first old and last new value (where they differ),
+        and the entries (without their refs)."""
+        rows = self._read(
+            """select ref, (array_agg(old order by version))[1] as old, (array_agg(new order by version desc))[1] as new
+                 from push_ref where repository_id = %(id)s and version > %(since)s and version <= %(until)s
+                group by ref order by ref""",
+            {"id": repository_id, "since": since, "until": until},
+        )
+        entries = self._read(
+            """select version, push_id, actor, device, via, address, at, checksum from push
+                where repository_id = %(id)s and version > %(since)s and version <= %(until)s order by version""",
+            {"id": repository_id, "since": since, "until": until},
+        )
+        updates = [RefUpdate(row["ref"], row["old"], row["new"]) for row in rows if row["old"] != row["new"]]
+        return updates, [log_entry_of(row, ()) for row in entries]
+
+    def refs_at(self, repository_id: int, version: int) -> dict[str, str]:
+        """Every ref (and HEAD) as the log says it stood at `version`; deleted ones are left out."""
+        rows = self._read(
+            """select distinct on (ref) ref, new from push_ref
+                where repository_id = %(id)s and version <= %(version)s order by ref, version desc""",
+            {"id": repository_id, "version": version},
+        )
+        return {row["ref"]: row["new"] for row in rows if row["new"].strip("0")}
+
+    def was_committed(self, repository_id: int, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of `pairs` (ref, value) that some committed version held."""
+        wanted = list(pairs)
+        rows = self._read(
+            """select distinct w.ref, w.value from unnest(%(refs)s::text[], %(values)s::text[]) w (ref, value)
+                 join push_ref u on u.repository_id = %(id)s and u.ref = w.ref and u.new = w.value""",
+            {
+                "id": repository_id,
+                "refs": [ref for ref, _ in wanted],
+                "values": [value for _, value in wanted],
+            },
+        )
+        return {(row["ref"], row["value"]) for row in rows}
+
+    def position_at(self, repository_id: int, version: int) -> Position | None:
+        """What the log says of a version, or None where it has no such version."""
+        rows = self._read(
+            "select checksum from push where repository_id = %(id)s and version = %(version)s",
+            {"id": repository_id, "version": version},
+        )
+        return Position(version, Checksum(rows[0]["checksum"])) if rows else None
+
+    def synced(self, repository_id: int, device: str, was: Position | None, now: Position) -> None:
+        """Move a replica's claim from `was` to `now`, which its disk holds already; trust it again."""
+        rows = self._write(
+            """update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
+                      synced_at = now(), attempts = 0, last_error = null, next_try_at = null
+                 from device d
+                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                  and r.version is not distinct from %(was)s and r.intent_token is null returning 1""",
+            {
+                "id": repository_id,
+                "device": device,
+                "was": was.version if was else None,
+                "version": now.version,
+                "checksum": now.checksum.accumulator,
+            },
+        )
+        if len(rows) != 1:
+            raise WriteConflict("this replica changed while it was synced", hint="try again")
+
+    def sync_failed(self, repository_id: int, device: str, error: str) -> None:
+        """Note a failed sync: the next try comes after 1 s, 2 s, 4 s … 5 min."""
+        self._write(
+            """update replica r set attempts = attempts + 1, last_error = %(error)s,
+                      next_try_at = now() + make_interval(secs => least(300, power(2, least(attempts, 10))))
+                 from device d
+                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+            {"id": repository_id, "device": device, "error": error[:500]},
+        )
+
+    def quarantine(self, repository_id: int, device: str, why: str) -> None:
+        """Stop trusting a replica. Its claim stays readable, but it is nobody's leader."""
+        self._write(
+            """update replica r set quarantined = %(why)s, next_try_at = null from device d
+                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+            {"id": repository_id, "device": device, "why": why[:500]},
+        )
+
+    def demote(self, repository_id: int, device: str, why: str, *, connection: Connection) -> None:
+        """Withdraw a replica's intent and trust; its next sync rebuilds it. On the connection that holds the lock."""
+        with translated():
+            connection.execute(
+                """update replica r set quarantined = %(why)s, next_try_at = null, intent_token = null,
+                          intent_push = null, intent_actor = null, intent_via = null, intent_address = null,
+                          intent_at = null, intent_refs = null from device d
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+                {"id": repository_id, "device": device, "why": why},
+            )
+            notify(connection, str(repository_id))
+
+    def claim(self, repository_id: int, device: str, position: Position, *, connection: Connection) -> None:
+        """Set a replica's claim by decree: a person declared its content to be `position`, and it is trusted."""
+        with translated():
+            connection.execute(
+                """update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
+                          synced_at = now(), attempts = 0, last_error = null, next_try_at = null from device d
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+                {
+                    "id": repository_id,
+                    "device": device,
+                    "version": position.version,
+                    "checksum": position.checksum.accumulator,
+                },
+            )
+
+    def unfit(self, device: str) -> list[int]:
+        """Ids of repositories whose replica here is behind, absent or quarantined, and due for a try."""
+        return [
+            row["repository_id"]
+            for row in self._read(
+                """select r.repository_id from replica r join repository p on p.id = r.repository_id
+                     join device d on d.id = r.device_id
+                    where d.name = %(device)s and p.name is not null and r.intent_token is null
+                      and (r.version is distinct from p.version or r.quarantined is not null)
+                      and (r.next_try_at is null or r.next_try_at <= now())
+                    order by r.next_try_at nulls first, r.repository_id limit 1000""",
+                {"device": device},
+            )
+        ]
+
+    def held(self, device: str) -> dict[int, str | None]:
+        """Ids of the repositories that have a replica on `device`, with their names (None: deleted)."""
+        return {
+            row["id"]: row["name"]
+            for row in self._read(
+                """select p.id, p.name from replica r join repository p on p.id = r.repository_id
+                     join device d on d.id = r.device_id where d.name = %(device)s""",
+                {"device": device},
+            )
+        }
+
+    def forget_replica(self, repository_id: int, device: str) -> None:
+        """Drop the row of a deleted repository's replica; the last one takes the repository with it."""
+        self._write(
+            """with gone as (
+                   delete from replica r using device d, repository p
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                      and p.id = r.repository_id and p.name is null returning r.repository_id, r.device_id)
+               delete from repository p using gone g where p.id = g.repository_id
+                  and not exists (select from replica o where o.repository_id = p.id and o.device_id <> g.device_id)""",
+            {"id": repository_id, "device": device},
+        )

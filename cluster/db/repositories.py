@@ -1,0 +1,212 @@
+"""Repositories and where they are placed; the snapshot that every decision is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import LiteralString
+
+from cluster.db.connections import CHANNEL, Connections, notify, unique
+from cluster.db.rows import Row, snapshot_from
+from cluster.errors import NotFound, Refused
+from cluster.model import (
+    Actor,
+    ActorKind,
+    Checksum,
+    Snapshot,
+    WhenShort,
+)
+
+
+class Repositories(Connections):
+    """Repositories and where they are placed; the snapshot that every decision is made from."""
+
+    def create_repository(
+        self,
+        name: str,
+        *,
+        checksum: Checksum,
+        head: str,
+        object_format: str,
+        min_copies: int,
+        devices: Sequence[str],
+        actor: str,
+        device: str = "",
+    ) -> int:
+        """A repository at version 0 whose only content is HEAD's target; its replicas are absent. Returns its id."""
+        with (
+            unique(f"there is a repository {name} already", "`git-cluster repo list` shows them"),
+            self._transaction() as connection,
+        ):
+            row = connection.execute(
+                """insert into repository (name, object_format, checksum, min_copies)
+                   values (%(name)s, %(object_format)s, %(checksum)s, %(min_copies)s) returning id""",
+                {
+                    "name": name,
+                    "object_format": object_format,
+                    "checksum": checksum.accumulator,
+                    "min_copies": min_copies,
+                },
+            ).fetchone()
+            assert row is not None
+            connection.execute(
+                """with entry as (
+                       insert into push (repository_id, version, checksum, push_id, actor, device, via)
+                       values (%(id)s, 0, %(checksum)s, gen_random_uuid(), %(actor)s, %(device)s, 'create')
+                       returning repository_id, version)
+                   insert into push_ref (repository_id, version, ref, old, new)
+                   select repository_id, version, 'HEAD', '', %(head)s from entry""",
+                {
+                    "id": row["id"],
+                    "checksum": checksum.accumulator,
+                    "actor": actor,
+                    "device": device,
+                    "head": head,
+                },
+            )
+            placed = connection.execute(
+                """insert into replica (repository_id, device_id)
+                   select %(id)s, id from device where name = any(%(devices)s) returning 1""",
+                {"id": row["id"], "devices": list(devices)},
+            ).rowcount
+            if placed != len(devices):
+                raise NotFound(
+                    f"not every one of these devices exists: {', '.join(devices)}",
+                    hint="`git-cluster device list` shows them",
+                )
+            notify(connection, "")
+            return int(row["id"])
+
+    def rename_repository(self, name: str, new_name: str) -> None:
+        with unique(f"there is a repository {new_name} already", "choose another name"):
+            if not self._write(
+                "update repository set name = %(new)s where name = %(name)s returning 1",
+                {"name": name, "new": new_name},
+            ):
+                raise no_repository(name)
+
+    def delete_repository(self, name: str) -> None:
+        """Free the name; devices move their copies away when they notice."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                "select id from repository where name = %(name)s for update", {"name": name}
+            ).fetchone()
+            if row is None:
+                raise no_repository(name)
+            connection.execute("update repository set name = null where id = %(id)s", {"id": row["id"]})
+            notify(connection, "")
+
+    def set_repository(
+        self, name: str, *, min_copies: int | None = None, when_short: WhenShort | None = None
+    ) -> None:
+        if not self._write(
+            """update repository set min_copies = coalesce(%(min_copies)s, min_copies),
+                      when_short = coalesce(%(when_short)s::short_policy, when_short)
+                where name = %(name)s returning 1""",
+            {"name": name, "min_copies": min_copies, "when_short": when_short and when_short.value},
+        ):
+            raise no_repository(name)
+
+    def freeze(self, repository_id: int, reason: str | None) -> None:
+        """Freeze for a stated reason, or (None) end such a freeze."""
+        self._write(
+            """update repository set frozen = %(reason)s::text,
+                      frozen_at = case when %(reason)s::text is null then null else now() end
+                where id = %(id)s""",
+            {"id": repository_id, "reason": reason},
+        )
+
+    def place(self, repository_id: int, device: str) -> None:
+        with unique(f"device {device} holds this repository already", "`git-cluster repo show` lists them"):
+            if not self._write(
+                """with placed as (
+                       insert into replica (repository_id, device_id)
+                       select %(id)s, id from device where name = %(device)s returning 1)
+                   select pg_notify(%(channel)s, '') from placed""",
+                {"id": repository_id, "device": device, "channel": CHANNEL},
+            ):
+                raise NotFound(f"there is no device {device}", hint="`git-cluster device list` shows them")
+
+    def unplace(self, repository_id: int, device: str) -> None:
+        """Forget a replica that is not the last one at the newest version and has no intent."""
+        if not self._write(
+            """with placed as (
+                   delete from replica r using device d, repository p
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                      and p.id = r.repository_id and r.intent_token is null
+                      and exists (select from replica o where o.repository_id = r.repository_id
+                                   and o.device_id <> r.device_id and o.version = p.version
+                                   and o.quarantined is null) returning 1)
+               select pg_notify(%(channel)s, '') from placed""",
+            {"id": repository_id, "device": device, "channel": CHANNEL},
+        ):
+            raise Refused(
+                f"device {device} cannot be removed: it holds the last newest copy, or is writing, or has none",
+                hint="add another device and wait until `git-cluster status` shows it as current",
+            )
+
+    def snapshot(self, name: str, actor: Actor | None = None) -> Snapshot:
+        """The repository, its replicas and the grants of `actor`, in one round trip. NotFound."""
+        rows = self._read(
+            _SNAPSHOT_WITH_GRANTS + " where p.name = %(name)s order by d.name",
+            {
+                "name": name,
+                "actor": actor.name if actor and actor.kind is ActorKind.USER else None,
+                "fingerprint": actor.fingerprint if actor else None,
+            },
+        )
+        if not rows:
+            raise no_repository(name)
+        return snapshot_from(rows)
+
+    def snapshot_of(self, repository_id: int) -> Snapshot:
+        """The same by id, without grants. NotFound when it was deleted."""
+        rows = self._read(
+            _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
+        )
+        if not rows:
+            raise NotFound("this repository was deleted")
+        return snapshot_from(rows)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every repository, by name."""
+        rows = self._read(_SNAPSHOT + " where p.name is not null order by p.name, d.name")
+        by_repository: dict[int, list[Row]] = {}
+        for row in rows:
+            by_repository.setdefault(row["p_id"], []).append(row)
+        return [snapshot_from(group) for group in by_repository.values()]
+
+
+_SNAPSHOT_COLUMNS: LiteralString = """
+    p.id as p_id, p.name as p_name, p.object_format, p.version as p_version, p.checksum as p_checksum,
+    p.min_copies, p.when_short, p.frozen, p.frozen_at, p.created_at as p_created_at,
+    d.id as d_id, d.name as d_name, d.ssh_url as d_ssh_url, d.http_url as d_http_url, d.host_key as d_host_key,
+    d.mode as d_mode, d.last_seen_at as d_last_seen_at, d.stopped as d_stopped,
+    extract(epoch from now() - d.last_seen_at)::float as d_silent_for,
+    r.version, r.checksum, r.quarantined, r.intent_token, r.intent_push, r.intent_actor, r.intent_via,
+    r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at"""
+
+_SNAPSHOT_TABLES: LiteralString = """
+      from repository p left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
+
+_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + _SNAPSHOT_TABLES
+
+_SNAPSHOT_WITH_GRANTS: LiteralString = (
+    "select "
+    + _SNAPSHOT_COLUMNS
+    + """,
+    (select json_agg(json_build_array(a.name, g.pattern, g.level))
+       from access_grant g left join actor a on a.id = g.actor_id
+      where g.actor_id is null or a.name = %(actor)s) as grants,
+    (%(fingerprint)s::text is null or exists (
+        select from key k left join device d on d.id = k.device_id where k.fingerprint = %(fingerprint)s
+           and (k.expires_at is null or k.expires_at > now()) and d.mode is distinct from 'disabled')) as actor_known"""
+    + _SNAPSHOT_TABLES
+)
+
+
+def no_repository(name: str) -> NotFound:
+    """The one sentence for a repository that is not there, or that the asker may not know of."""
+    return NotFound(
+        f"there is no repository {name} here, or you may not read it",
+        hint="check the name; an administrator can look with `git-cluster access`",
+    )

@@ -1,0 +1,70 @@
+"""schema.sql: where it is, whether the database has it, and how it gets there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+
+from cluster.errors import SchemaMismatch
+
+SCHEMA_VERSION = 1
+"""The schema that this program speaks. schema.sql is this version; older ones are upgraded by `init`."""
+
+UPGRADES: dict[int, LiteralString] = {}
+"""For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+
+def schema_file() -> Path:
+    """schema.sql: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "schema.sql"
+    return inside if inside.exists() else package.parent / "schema.sql"
+
+
+def schema_version_of(connection: psycopg.Connection[Any]) -> int | None:
+    row = connection.execute("select to_regclass('cluster') is not null as there").fetchone()
+    if not row or not row["there"]:
+        return None
+    try:
+        row = connection.execute("select schema_version from cluster").fetchone()
+    except psycopg.errors.UndefinedColumn:
+        row = None
+    if row is None:
+        raise SchemaMismatch(
+            "the database has a table `cluster` that is not git-cluster's",
+            hint="give git-cluster a database of its own",
+        )
+    return int(row["schema_version"])
+
+
+def upgrade(connection: Connection, found: int) -> None:
+    """Bring an older schema to ours, step by step, within the caller's transaction."""
+    if found > SCHEMA_VERSION:
+        check_schema(found)
+    for version in range(found, SCHEMA_VERSION):
+        if version not in UPGRADES:
+            raise SchemaMismatch(
+                f"the database has schema {found}, which this program cannot upgrade",
+                hint="upgrade it with the git-cluster release that came after the one that made it",
+            )
+        connection.execute(UPGRADES[version])
+    connection.execute("update cluster set schema_version = %s", (SCHEMA_VERSION,))
+
+
+def check_schema(found: int | None) -> None:
+    if found is None:
+        raise SchemaMismatch("the database has no git-cluster schema yet", hint="run `git-cluster init` once")
+    if found > SCHEMA_VERSION:
+        raise SchemaMismatch(
+            f"the database has schema {found}, newer than this program's {SCHEMA_VERSION}",
+            hint="upgrade git-cluster on this machine",
+        )
+    if found < SCHEMA_VERSION:
+        raise SchemaMismatch(
+            f"the database has schema {found}, older than this program's {SCHEMA_VERSION}",
+            hint="run `git-cluster init` to upgrade it",
+        )

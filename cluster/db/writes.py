@@ -1,0 +1,308 @@
+"""The write lock, the intent and the commit: what a push rests on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import LiteralString
+from uuid import UUID
+
+import psycopg
+
+from cluster.db.connections import CHANNEL, WRITE_LOCK_CLASS, Connections, translated
+from cluster.db.rows import Row
+from cluster.db.schema import Connection
+from cluster.errors import WriteConflict
+from cluster.model import (
+    Checksum,
+    Intent,
+    Position,
+    RefUpdate,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """Who holds a repository's write lock."""
+
+    device: str
+    actor: str
+    since: datetime
+
+
+class Writes(Connections):
+    """The write lock, the intent and the commit: what a push rests on."""
+
+    def try_write_lock(self, connection: Connection, repository_id: int, label: str) -> bool:
+        """Take the write lock if it is free, and say in pg_stat_activity who has it. No waiting."""
+        with translated():
+            row = connection.execute(
+                """select set_config('application_name', %(label)s, false),
+                          pg_try_advisory_lock(%(class)s, %(id)s) as got""",
+                {"label": label, "class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
+            ).fetchone()
+            assert row is not None
+            return bool(row["got"])
+
+    def wait_write_lock(self, connection: Connection, repository_id: int, seconds: float) -> bool:
+        """Queue for the write lock for `seconds` at most. False: still not ours."""
+        with translated():
+            try:
+                with connection.transaction():
+                    connection.execute(
+                        "select set_config('lock_timeout', %(ms)s, true)",
+                        {"ms": f"{max(1, int(seconds * 1000))}ms"},
+                    )
+                    connection.execute(
+                        "select pg_advisory_lock(%(class)s, %(id)s)",
+                        {"class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
+                    )
+            except psycopg.errors.LockNotAvailable:
+                return False
+            return True
+
+    def release_write_lock(self, connection: Connection, repository_id: int) -> None:
+        """Give the write lock back. A lost connection has given it back already."""
+        with suppress(psycopg.Error):
+            connection.execute(
+                """select pg_advisory_unlock(%(class)s, %(id)s),
+                          set_config('application_name', 'git-cluster', false)""",
+                {"class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
+            )
+
+    def write_lock_holder(self, repository_id: int) -> LockHolder | None:
+        """Who holds the write lock now, or None when it is free."""
+        rows = self._read(
+            """select a.application_name as label, a.state_change from pg_locks l
+                 left join pg_stat_activity a on a.pid = l.pid
+                where l.locktype = 'advisory' and l.granted and l.classid::bigint = %(class)s
+                  and l.objid::bigint = %(id)s and l.objsubid = 2
+                  and l.database = (select oid from pg_database where datname = current_database())""",
+            {"class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
+        )
+        return _lock_holder(rows[0]) if rows else None
+
+    def write_locks(self) -> dict[int, LockHolder]:
+        """All write locks that are held now, by repository id modulo 2^31."""
+        rows = self._read(
+            """select l.objid::bigint as id, a.application_name as label, a.state_change from pg_locks l
+                 left join pg_stat_activity a on a.pid = l.pid
+                where l.locktype = 'advisory' and l.granted and l.classid::bigint = %(class)s and l.objsubid = 2
+                  and l.database = (select oid from pg_database where datname = current_database())""",
+            {"class": WRITE_LOCK_CLASS},
+        )
+        return {row["id"]: _lock_holder(row) for row in rows}
+
+    def intend(
+        self, connection: Connection, repository_id: int, device: str, base: Position, intent: Intent
+    ) -> None:
+        """Write the intent on the connection that holds the lock. WriteConflict when this replica may not write.
+
+        Allowed only for a trusted replica at the newest version, when no other intent exists and nobody froze the
+        repository.
+        """
+        try:
+            with translated():
+                done = connection.execute(
+                    """update replica r set intent_token = %(token)s, intent_push = %(push)s, intent_actor = %(actor)s,
+                              intent_via = %(via)s, intent_address = %(address)s, intent_at = now(),
+                              intent_refs = %(refs)s
+                         from device d, repository p
+                        where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                          and p.id = r.repository_id and p.name is not null and p.frozen is null
+                          and p.version = %(version)s and r.version = %(version)s and r.checksum = %(checksum)s
+                          and r.quarantined is null and r.intent_token is null returning 1""",
+                    {
+                        "id": repository_id,
+                        "device": device,
+                        "version": base.version,
+                        "checksum": base.checksum.accumulator,
+                        "token": intent.token,
+                        "push": intent.push_id,
+                        "actor": intent.actor,
+                        "via": intent.via,
+                        "address": intent.address,
+                        "refs": json.dumps([[u.ref, u.old, u.new] for u in intent.refs]),
+                    },
+                ).fetchall()
+        except psycopg.errors.UniqueViolation:
+            done = []
+        if len(done) != 1:
+            raise WriteConflict(
+                "the repository changed while the push waited for its turn", hint="push again"
+            )
+
+    def clear_intent(self, repository_id: int, token: UUID) -> bool:
+        """Withdraw an intent that moved nothing. False: it is not there (any more). Harmless to repeat."""
+        return bool(
+            self._write(
+                """update replica set intent_token = null, intent_push = null, intent_actor = null,
+                          intent_via = null, intent_address = null, intent_at = null, intent_refs = null
+                    where repository_id = %(id)s and intent_token = %(token)s returning 1""",
+                {"id": repository_id, "token": token},
+            )
+        )
+
+    def commit(
+        self,
+        repository_id: int,
+        device: str,
+        base: Position,
+        checksum: Checksum,
+        intent: Intent,
+        moved: Sequence[RefUpdate],
+        *,
+        connection: Connection | None = None,
+    ) -> Position:
+        """Make version base + 1 out of an intent: the one statement that decides a push (guarantee G3).
+
+        Compare-and-set of the repository's version and of the replica's version and token, the log entry, and the
+        clearing of the intent stand or fall together: where one of them matches no row, a foreign key of the others
+        is violated or nothing is returned, and nothing of it remains. WriteConflict: the claim is void for good.
+        """
+        params = {
+            "id": repository_id,
+            "device": device,
+            "base": base.version,
+            "next": base.version + 1,
+            "checksum": checksum.accumulator,
+            "token": intent.token,
+            "push": intent.push_id,
+            "actor": intent.actor,
+            "via": intent.via,
+            "address": intent.address,
+            "refs": [u.ref for u in moved],
+            "olds": [u.old for u in moved],
+            "news": [u.new for u in moved],
+            "channel": CHANNEL,
+        }
+        try:
+            if connection is None:
+                rows = self._write(_COMMIT, params)
+            else:
+                with translated():
+                    rows = connection.execute(_COMMIT, params).fetchall()
+        except psycopg.IntegrityError as error:
+            raise _void() from error
+        if len(rows) != 1:
+            raise _void()
+        return Position(base.version + 1, checksum)
+
+    def committed(self, repository_id: int, push_id: UUID) -> Position | None:
+        """Where a push stands in the log, or None: what a writer asks whose commit was cut off."""
+        rows = self._read(
+            "select version, checksum from push where repository_id = %(id)s and push_id = %(push)s",
+            {"id": repository_id, "push": push_id},
+        )
+        return Position(rows[0]["version"], Checksum(rows[0]["checksum"])) if rows else None
+
+    def commit_decree(
+        self,
+        repository_id: int,
+        base: Position,
+        checksum: Checksum,
+        push_id: UUID,
+        moved: Sequence[RefUpdate],
+        *,
+        actor: str,
+        device: str,
+        via: str,
+        connection: Connection,
+    ) -> Position:
+        """Make version base + 1 without an intent, for decisions that are no push (thaw, a new default branch).
+
+        On the connection that holds the write lock. No replica holds the new version yet: each applies it from the
+        log. WriteConflict when somebody else was faster, or an intent is there.
+        """
+        try:
+            with translated():
+                rows = connection.execute(
+                    """with turned as (
+                           update repository p set version = %(next)s, checksum = %(checksum)s
+                            where p.id = %(id)s and p.version = %(base)s and not exists (
+                                  select from replica r where r.repository_id = p.id and r.intent_token is not null)
+                           returning p.id),
+                       entry as (
+                           insert into push (repository_id, version, checksum, push_id, actor, device, via)
+                           select id, %(next)s, %(checksum)s, %(push)s, %(actor)s, %(device)s, %(via)s from turned
+                           returning repository_id, version),
+                       refs as (
+                           insert into push_ref (repository_id, version, ref, old, new)
+                           select repository_id, version, u.ref, u.old, u.new
+                             from entry, unnest(%(refs)s::text[], %(olds)s::text[], %(news)s::text[]) u (ref, old, new)
+                           returning 1)
+                       select pg_notify(%(channel)s, repository_id::text) from entry""",
+                    {
+                        "id": repository_id,
+                        "base": base.version,
+                        "next": base.version + 1,
+                        "checksum": checksum.accumulator,
+                        "push": push_id,
+                        "actor": actor,
+                        "device": device,
+                        "via": via,
+                        "refs": [u.ref for u in moved],
+                        "olds": [u.old for u in moved],
+                        "news": [u.new for u in moved],
+                        "channel": CHANNEL,
+                    },
+                ).fetchall()
+        except psycopg.IntegrityError as error:
+            raise _void() from error
+        if len(rows) != 1:
+            raise _void()
+        return Position(base.version + 1, checksum)
+
+
+_COMMIT: LiteralString = """
+with turned as (
+    update repository p set version = %(next)s, checksum = %(checksum)s
+     where p.id = %(id)s and p.version = %(base)s
+       and exists (select from replica r join device d on d.id = r.device_id
+                    where r.repository_id = p.id and d.name = %(device)s
+                      and r.version = %(base)s and r.intent_token = %(token)s)
+    returning p.id),
+claimed as (
+    update replica r set version = %(next)s, checksum = %(checksum)s, synced_at = now(),
+           intent_token = null, intent_push = null, intent_actor = null, intent_via = null,
+           intent_address = null, intent_at = null, intent_refs = null
+      from turned, device d
+     where r.repository_id = turned.id and d.id = r.device_id and d.name = %(device)s
+       and r.version = %(base)s and r.intent_token = %(token)s
+    returning r.repository_id),
+entry as (
+    insert into push (repository_id, version, checksum, push_id, actor, device, via, address)
+    select repository_id, %(next)s, %(checksum)s, %(push)s, %(actor)s, %(device)s, %(via)s, %(address)s from claimed
+    returning repository_id, version),
+refs as (
+    insert into push_ref (repository_id, version, ref, old, new)
+    select repository_id, version, u.ref, u.old, u.new
+      from entry, unnest(%(refs)s::text[], %(olds)s::text[], %(news)s::text[]) u (ref, old, new)
+    returning 1)
+select pg_notify(%(channel)s, repository_id::text) from entry"""
+
+
+def _void() -> WriteConflict:
+    return WriteConflict(
+        "this push's claim was withdrawn before it was committed, so nothing of it counts", hint="push again"
+    )
+
+
+def _lock_key(repository_id: int) -> int:
+    return repository_id % 2**31
+
+
+def lock_label(device: str, actor: str) -> str:
+    """What a holder of the write lock is called in pg_stat_activity: 63 bytes at most, PostgreSQL's limit."""
+    return f"git-cluster write {int(time.time())} {device} {actor}"[:63]
+
+
+def _lock_holder(row: Row) -> LockHolder:
+    words = (row["label"] or "").split(" ", 4)
+    if len(words) == 5 and words[:2] == ["git-cluster", "write"] and words[2].isdigit():
+        return LockHolder(words[3], words[4], datetime.fromtimestamp(int(words[2]), UTC))
+    return LockHolder("another program", "somebody", row["state_change"] or datetime.now(UTC))
