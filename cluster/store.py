@@ -36,6 +36,9 @@ STAGED = "refs/cluster/staged/"
 LOST = "refs/cluster/lost/"
 OURS = "refs/cluster/"
 
+MOST_LOOSE = 1000
+"""Ref files of a replica before they are packed: a look at that many costs some 5 ms."""
+
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
@@ -229,8 +232,15 @@ class Store:
         return checksum
 
     def remember(self, repository_id: int, checksum: Checksum) -> None:
-        """What the refs amount to now, from whoever holds the write lock and just moved them."""
+        """What the refs amount to now, from whoever holds the write lock and just moved them.
+
+        Many loose refs are packed first: every read looks at each of their files.
+        """
         fingerprint = self._fingerprint(repository_id)
+        if len(fingerprint) > MOST_LOOSE:
+            with suppress(GitFailed):
+                git.run(["pack-refs", "--all"], git_dir=self.path(repository_id), config=git.DURABLE)
+            fingerprint = self._fingerprint(repository_id)
         with self._mutex:
             self._known[repository_id] = (fingerprint, checksum)
 

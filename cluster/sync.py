@@ -325,10 +325,9 @@ def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
             "%s: kept what is given up as %s", repository.name, ", ".join(kept) or "(nothing readable)"
         )
     store.apply(repository.id, plan.updates)
-    if plan.trusted:
-        store.remember(repository.id, plan.target.checksum)
-    elif store.checksum(repository.id) != plan.target.checksum:
+    if not plan.trusted and store.checksum(repository.id) != plan.target.checksum:
         raise ReplicaUnfit("after a rebuild the refs are still not those of the newest version")
+    store.remember(repository.id, plan.target.checksum)
     node.db.synced(repository.id, node.name, plan.was, plan.target)
     _mark(node, repository.id, plan.target)
     store.unstage(repository.id, plan.settled)

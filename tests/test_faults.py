@@ -24,6 +24,7 @@ from tests.breaking import (
     hold,
     kill_group,
     lock_holder,
+    on_disk,
     polite,
     push,
     replica,
@@ -261,6 +262,7 @@ def test_a_client_that_is_killed_in_upload_costs_nothing(cluster: Cluster) -> No
 def test_git_outlives_its_daemon(cluster: Cluster) -> None:
     """G6: a killed daemon's receive-pack may still move refs, so until it has ended no thaw decides anything."""
     work, old = first_push(cluster)
+    on_disk(cluster, "a", "config", "receive.keepAlive", "0")  # else Git notices after 5 s that nobody listens
     held = hold(cluster, "a")
     new = cluster.commit(work, "moved by an orphan")
     pushing = cluster.spawn("push", cluster.url("a"), "main", cwd=work)
