@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import signal
 import time
@@ -84,7 +85,7 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
         db.close()
         raise Refused(
             f"device {device.name} is registered with another key than the one in [device] key",
-            hint=f"name the file that was registered; `git-cluster device list --json` shows the public key of {device.name}",
+            hint="name the file that was registered; `git-cluster device list --json` shows its public key",
         )
     if device.mode is DeviceMode.DISABLED:
         _log.warning(
@@ -104,6 +105,8 @@ def run(config: Config) -> NoReturn:
     """Serve until SIGTERM or SIGINT, then exit with 0."""
     logs.to_stream(level=os.environ.get("GIT_CLUSTER_LOG", "INFO"))
     os.umask(0o077)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client that pushes needs about ten
     node = open_node(config, dict(os.environ))
     if config.ssh is None:
         raise ConfigError(

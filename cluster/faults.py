@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from threading import get_ident
 
 from cluster.errors import ConfigError
 
@@ -71,6 +72,6 @@ class Faults:
         if self.fault is Fault.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault is Fault.PAUSE:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)  # to this thread: another would take its time over it
         else:
             drop_db()

@@ -27,19 +27,28 @@ from cluster.versions import inspect, updated
 
 _log = logging.getLogger(__name__)
 
+MOMENT = 2.0
+"""Seconds that a commit or a step of a sync may take before whoever does it counts as carrying a write."""
+
 PATIENCE = 10.0
 """Seconds to wait for locks before saying that somebody is still writing."""
 
 
 def alive(node: Node, repository_id: int) -> bool:
-    """Whether a process on this device still carries a write of this repository."""
-    with node.store.holding(repository_id, "write", 0.0) as free:
+    """Whether a process on this device still carries a write of this repository; a sync holds the lock as briefly
+    as a commit does, and is waited for."""
+    with node.store.holding(repository_id, "write", MOMENT) as free:
         return not free
 
 
 @contextmanager
 def still(node: Node, repository_id: int, actor: str) -> Iterator[Connection]:
-    """Hold both locks of a write: nobody moves refs here, nobody intends anywhere. Refused while somebody does."""
+    """Hold both locks of a write: nobody moves refs here, nobody intends anywhere. Refused while somebody does.
+
+    A live write is looked for first: its session may have lost the cluster's lock, and still has its turn here.
+    """
+    if alive(node, repository_id):
+        raise _carried(node)
     with (
         write_lock(
             node.turns, node.db, repository_id, device=node.name, actor=actor, timeout=PATIENCE
@@ -47,11 +56,14 @@ def still(node: Node, repository_id: int, actor: str) -> Iterator[Connection]:
         node.store.holding(repository_id, "write", PATIENCE) as got,
     ):
         if not got:
-            raise Refused(
-                f"a process on device {node.name} still carries this write",
-                hint="it ends by itself; try again",
-            )
+            raise _carried(node)
         yield connection
+
+
+def _carried(node: Node) -> Refused:
+    return Refused(
+        f"a process on device {node.name} still carries this write", hint="it ends by itself; try again"
+    )
 
 
 def resolve(node: Node, snapshot: Snapshot, *, dry_run: bool, say: Callable[[str], None]) -> list[str]:

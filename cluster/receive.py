@@ -87,6 +87,9 @@ class Receiving:
         self._ended, self._end = os.pipe()
         hear, self._answer = os.pipe()
         self._told, tell = os.pipe()
+        self._poll = select.poll()  # select(2) ends at descriptor 1024
+        for fd in (self._told, self._ended):
+            self._poll.register(fd, select.POLLIN)
         own = hooks.own_hooks(repository)
         config = {
             **git.DURABLE,
@@ -306,7 +309,7 @@ class Receiving:
                 self._heard = rest
                 first, *lines = block.decode("utf-8", "surrogateescape").split("\n")
                 return first, [line for line in lines if line]
-            ready, _, _ = select.select([self._told, self._ended], [], [])
+            ready = {fd for fd, _ in self._poll.poll()}
             data = os.read(self._told, CHUNK) if self._told in ready else b""
             if data:
                 self._heard += data

@@ -55,6 +55,9 @@ MAX_STRANGERS = 64
 MAX_CHANNELS = 10
 """Commands at once on one connection, as OpenSSH's MaxSessions."""
 
+FAREWELL = 1.0
+"""Seconds for a client to hang up by itself, once its command has ended."""
+
 HEAR_MS = 5
 """Milliseconds to wait for the client's list of algorithms before sending ours."""
 
@@ -142,7 +145,7 @@ class SshServer:
     def __init__(self, listen: tuple[str, int], host_key: Path, handlers: Handlers) -> None:
         self._listen, self._key_path, self.handlers = listen, host_key, handlers
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._change = threading.Condition(self._lock)
         self._connections: set[_Connection] = set()
         self._socket: socket.socket | None = None
         self._running = 0
@@ -169,10 +172,16 @@ class SshServer:
             self._socket.close()
 
     def close(self, grace: float) -> None:
-        """Stop; wait `grace` seconds for the commands that run; then hang up on everybody."""
+        """Stop; wait `grace` seconds for the commands that run; then hang up on everybody.
+
+        OpenSSH's client forgets the exit status it was given when it is hung up on before it has said goodbye.
+        """
         self.stop_accepting()
-        with self._idle:
-            self._idle.wait_for(lambda: not self._running, grace)
+        with self._change:
+            self._change.wait_for(lambda: not self._running, grace)
+            since = time.monotonic() - FAREWELL
+            leaving = {each for each in self._connections if each.served_at > since}
+            self._change.wait_for(lambda: not leaving & self._connections, min(grace, FAREWELL))
             connections = list(self._connections)
         for connection in connections:
             connection.hang_up()
@@ -230,8 +239,9 @@ class SshServer:
             connection.hang_up(f"not logged in after {LOGIN_GRACE:.0f} seconds")
 
     def ended(self, connection: _Connection) -> None:
-        with self._lock:
+        with self._change:
             self._connections.discard(connection)
+            self._change.notify_all()
 
     # Commands
 
@@ -243,9 +253,9 @@ class SshServer:
             return not self._stopping.is_set()
 
     def end(self) -> None:
-        with self._idle:
+        with self._change:
             self._running -= 1
-            self._idle.notify_all()
+            self._change.notify_all()
 
 
 class _Session:
@@ -268,6 +278,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
     def __init__(self, server: SshServer, sock: socket.socket, address: str) -> None:
         self.server, self.address = server, address
         self.since = time.monotonic()
+        self.served_at = float("-inf")
         self._found: dict[str, Actor | ClusterError | None] = {}
         self._proven: Actor | ClusterError | None = None
         self._sessions: dict[int, _Session] = {}
@@ -396,6 +407,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             code = _tell(client, _unexpected(self.address))
         finally:
             client.finish(code)
+            self.served_at = time.monotonic()
             self._sessions.pop(session.channel.get_id(), None)
             if counted:
                 self.server.end()

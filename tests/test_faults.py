@@ -7,15 +7,18 @@ freezes the repository until `git-cluster thaw`.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from cluster import embedded
+from cluster.db import lock_label
 from cluster.faults import Step
 from tests.breaking import (
     MakeCluster,
@@ -410,27 +413,59 @@ def test_a_write_whose_lock_is_lost_still_excludes_everybody(cluster: Cluster) -
 # ------------------------------------------------------------------------------------------------- waiting
 
 
+@contextmanager
+def locked(cluster: Cluster) -> Iterator[None]:
+    """Somebody ("eve", on c) holds the write lock inside, and has written no intent yet."""
+    with cluster.db.dedicated() as connection:
+        number = cluster.snapshot().repository.id
+        assert cluster.db.try_write_lock(connection, number, lock_label("c", "eve"))
+        yield
+        cluster.db.release_write_lock(connection, number)
+
+
+def heard(process: subprocess.Popen[str], words: str) -> str:
+    """The first line of a client's output that has `words` in it; pytest's timeout is the deadline."""
+    assert process.stdout is not None
+    return next(line for line in process.stdout if words in line)
+
+
 def test_who_waits_for_the_lock_is_told_for_whom_and_leaves_nothing_behind(cluster: Cluster) -> None:
-    """ "waiting for the write lock: … holds it on … since …"; giving up takes the pusher out of the queue."""
-    work, _ = first_push(cluster)
-    held = hold(cluster, "a")
-    new = cluster.commit(work, "slow")
-    slow = cluster.spawn("push", cluster.url("a"), "main:slow", cwd=work)
-    cluster.wait(lambda: held.reached, "the write lock is held on a")
-    for device in "ab":  # on the same device (its own queue) and on another (PostgreSQL's)
-        waiting = cluster.spawn("push", cluster.url(device), f"main:waits-on-{device}", cwd=work)
-        assert waiting.stdout is not None
-        for line in waiting.stdout:
-            if "waiting for the write lock" in line:
-                break
-        assert "demo holds it on a since" in line and "UTC" in line
-        kill_group(waiting)
+    """Who holds it, where, since when; a pusher who gives up is in no queue any more, of a device or of PostgreSQL."""
+    work, old = first_push(cluster)
+    cluster.commit(work, "waits")
+    with locked(cluster):
+        first, second, third = (
+            cluster.spawn("push", cluster.url(device), f"main:{name}", cwd=work)
+            for device, name in (("a", "first"), ("a", "second"), ("b", "third"))
+        )
+        for pusher in (first, second, third):
+            line = heard(pusher, "waiting for the write lock")
+            assert re.search(r"waiting for the write lock: eve holds it on c since \d\d:\d\d:\d\d UTC", line), line
+        for pusher in (first, second, third):
+            kill_group(pusher)
         cluster.wait(lambda: not queue(cluster), "nobody is queued any more")
-    held.let_go()
-    assert slow.wait(30) == 0
-    assert cluster.refs("b")["refs/heads/slow"] == new
-    assert not [ref for ref in cluster.refs("b") if "waits" in ref]
+    assert cluster.version() == 1
     works_everywhere(cluster, "b")
+    assert not {"refs/heads/first", "refs/heads/second", "refs/heads/third"} & cluster.refs("a").keys()
+
+
+def test_pushers_on_one_device_and_on_others_all_get_their_turn(cluster: Cluster) -> None:
+    """G3: one after another, in whatever order, each with a version of its own."""
+    work, _ = first_push(cluster)
+    cluster.commit(work, "waits")
+    with locked(cluster):
+        pushers = [
+            cluster.spawn("push", cluster.url(device), f"main:from-{device}-{number}", cwd=work)
+            for device in "abc"
+            for number in range(2)
+        ]
+        for pusher in pushers:
+            heard(pusher, "eve holds it on c")
+    for pusher in pushers:
+        said, _ = pusher.communicate(timeout=60)
+        assert pusher.returncode == 0, said
+    assert cluster.version() == 7
+    works_everywhere(cluster, "c")
 
 
 def test_a_pusher_gives_up_after_lock_timeout(make_cluster: MakeCluster) -> None:
@@ -438,19 +473,35 @@ def test_a_pusher_gives_up_after_lock_timeout(make_cluster: MakeCluster) -> None
     cluster = make_cluster("ab", lock_timeout="2s")
     cluster.create("team/app")
     work, _ = first_push(cluster)
+    cluster.commit(work, "late")
+    with locked(cluster):
+        late = push(cluster, "b", work)
+        assert late.code != 0
+        assert "! [remote rejected] main -> main (gave up after waiting 2 s for the write lock: eve" in late.err
+        assert "push again later" in late.err
+    assert cluster.version() == 1 and not queue(cluster)
+    assert push(cluster, "b", work).code == 0
+    works_everywhere(cluster, "b")
+
+
+def test_who_comes_while_a_commit_is_in_flight_waits_for_it(make_cluster: MakeCluster) -> None:
+    """G1, G4: reader and pusher are told for whom they wait; with patience they see it, without they are told so."""
+    cluster = make_cluster("ab", lock_timeout="3s")
+    cluster.create("team/app")
+    work, _ = first_push(cluster)
     held = hold(cluster, "a")
-    cluster.commit(work, "slow")
-    slow = cluster.spawn("push", cluster.url("a"), "main:slow", cwd=work)
-    cluster.wait(lambda: held.reached, "the write lock is held on a")
-    late = push(cluster, "b", work, "main:late")
-    assert late.code != 0
-    assert "gave up after waiting 2 s for the write lock: demo holds it on a since" in " ".join(
-        late.err.split()
-    )
+    new = cluster.commit(work, "in flight")
+    slow = cluster.spawn("push", cluster.url("a"), "main", cwd=work)
+    cluster.wait(lambda: held.reached, "the commit is in flight")
+    for impatient in (push(cluster, "b", work), cluster.git("ls-remote", cluster.url("b"))):
+        assert impatient.code != 0
+        assert "waiting for a push by demo on a that is being committed" in polite(cluster, impatient.err)
+        assert "is being committed for too long" in impatient.err
+    reader = cluster.spawn("ls-remote", cluster.url("b"), "refs/heads/main")
+    heard(reader, "waiting for a push by demo on a")
     held.let_go()
     assert slow.wait(30) == 0
-    assert cluster.version() == 2
-    assert push(cluster, "b", work, "main:late").code == 0
+    assert new in reader.communicate(timeout=30)[0]
     works_everywhere(cluster, "b")
 
 

@@ -92,7 +92,9 @@ def _look(source: str, git_dir: Path) -> Fetched:
     return Fetched(
         git_dir,
         head=_default_branch(_ask(git_dir, "symbolic-ref", "--quiet", "HEAD"), kept),
-        object_format=_ask(git_dir, "rev-parse", "--show-object-format"),
+        # Where there is nothing to clone, Git 2.39 takes its own default for the format.
+        object_format=(not kept and _ask(None, "-C", source, "rev-parse", "--show-object-format"))
+        or _ask(git_dir, "rev-parse", "--show-object-format"),
         refs=len(kept),
     )
 
@@ -150,8 +152,6 @@ def _reachable(snapshot: Snapshot) -> Device:
 
 # Git, with its progress for the person who waits
 
-_UNSHOWN = (b"fatal: ", b"error: ", b" ! [", b"To ", b"warning: You appear to have cloned an empty")
-
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _LOCAL} | {"LC_ALL": "C"}
@@ -161,11 +161,11 @@ def _progress() -> list[str]:
     return ["--progress"] if sys.stderr.isatty() else []
 
 
-def _ask(git_dir: Path, *arguments: str) -> str:
+def _ask(git_dir: Path | None, *arguments: str) -> str:
     """The output of a Git command; "" where it has none or fails, as `symbolic-ref` does for a detached HEAD."""
     done = subprocess.run(
         ["git", *arguments],
-        env=_environment() | {"GIT_DIR": str(git_dir)},
+        env=_environment() | ({"GIT_DIR": str(git_dir)} if git_dir else {}),
         capture_output=True,
         check=False,
     )
@@ -207,22 +207,30 @@ def _git(
 
 
 def _pass_on(descriptor: int) -> str:
-    """What Git says, shown as it comes, and returned. Its errors are left for the one line that sums them up."""
+    """What Git says, all of it returned, and shown as it comes: its progress, and what the far side has to say.
+
+    Its errors are not shown, nor what it adds to them: one line sums them up.
+    """
     said = rest = b""
+    shows_progress, failed = sys.stderr.isatty(), False
     while chunk := os.read(descriptor, 8192):
         said = (said + chunk)[-65536:]
         *pieces, rest = re.split(rb"(?<=[\r\n])", rest + chunk)
-        shown = b"".join(piece for piece in pieces if not piece.startswith(_UNSHOWN))
-        sys.stderr.buffer.write(shown)
+        for piece in pieces:
+            failed = failed or piece.startswith((b"fatal: ", b"error: ", b"To "))
+            if not failed and (shows_progress or piece.startswith(b"remote: ")):
+                sys.stderr.buffer.write(piece)
         sys.stderr.flush()
     return said.decode(errors="replace")
 
 
 def _why(said: str) -> str:
-    """The line of Git's stderr that says what was wrong: a refusal, the cluster's own word, else the last error."""
+    """The line of Git's stderr that says what was wrong: a refusal, the cluster's own word, else the first error."""
     lines = [show.printable(line.strip()) for line in re.split(r"[\r\n]+", said) if line.strip()]
     for mark in ("! [", "remote: cluster: ", "ERROR: ", "fatal: ", "error: "):
-        for line in lines:
+        for number, line in enumerate(lines):
             if mark in line:
+                if number and "Could not read from remote repository" in line:
+                    return lines[number - 1]  # ssh's own word
                 return line.partition(mark)[2] if mark.endswith(": ") else line
     return lines[-1] if lines else "git said nothing"

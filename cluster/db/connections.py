@@ -40,12 +40,21 @@ def _unavailable() -> DatabaseUnavailable:
     )
 
 
+def _forbidden(error: psycopg.errors.InsufficientPrivilege) -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        f"the database refuses its user: {error.diag.message_primary}",
+        hint="[cluster] database must name a user who owns git-cluster's tables, or may use all of them",
+    )
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
         raise _unavailable() from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _forbidden(error) from error
 
 
 class Connections:
@@ -98,6 +107,15 @@ class Connections:
                 f"no connection to the cluster's database: {reason}",
                 hint="is PostgreSQL running, and does [cluster] database name it?",
             ) from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise _forbidden(error) from error
+        except psycopg.ProgrammingError as error:
+            if error.sqlstate:
+                raise
+            raise DatabaseUnavailable(
+                "[cluster] database is no database that PostgreSQL's client understands",
+                hint="write postgresql://user:password@host:port/name, and special characters as %XX",
+            ) from None  # libpq repeats what it could not read, password and all
         self._pool.open()
         self._lock_pool.open()
         return self
@@ -221,18 +239,21 @@ def unique(what: str, hint: str) -> Iterator[None]:
 
 
 def _alive(connection: Connection) -> bool:
-    """Whether an idle connection still stands: one that PostgreSQL closed has an end-of-file to read."""
+    """Whether an idle connection still stands: one that PostgreSQL closed has an end-of-file to read, behind what
+    PostgreSQL had to say about it."""
     if connection.closed or connection.broken:
         return False
-    readable, _, _ = select.select([connection.fileno()], [], [], 0)
-    if not readable:
-        return True
-    try:
-        connection.pgconn.consume_input()
-        connection.pgconn.notifies()
-    except psycopg.Error:
-        return False
-    return connection.pgconn.status == psycopg.pq.ConnStatus.OK
+    readable = select.poll()  # select(2) ends at descriptor 1024
+    readable.register(connection.fileno(), select.POLLIN)
+    while readable.poll(0):
+        try:
+            connection.pgconn.consume_input()
+            connection.pgconn.notifies()
+        except psycopg.Error:
+            return False
+        if connection.pgconn.status != psycopg.pq.ConnStatus.OK:
+            return False
+    return True
 
 
 def _cut(connection: Connection) -> None:

@@ -33,7 +33,7 @@ def schema_version_of(connection: psycopg.Connection[Any]) -> int | None:
         row = connection.execute("select schema_version from cluster").fetchone()
     except psycopg.errors.UndefinedColumn:
         row = None
-    if row is None:
+    if row is None or not isinstance(row["schema_version"], int):
         raise SchemaMismatch(
             "the database has a table `cluster` that is not git-cluster's",
             hint="give git-cluster a database of its own",

@@ -41,6 +41,7 @@ def run(directory: Path | None, devices: int, source: str | None, *, serve: bool
             with place(directory, signals) as found:
                 demo = Demo(found, screen, signals)
                 demo.bring_up(devices, source)
+                serving = as_json and serve  # who has read the line may send a signal at once
                 if as_json:
                     print(json.dumps(demo.document()), flush=True)
                 if not (as_json and serve):
