@@ -46,6 +46,9 @@ _log = logging.getLogger(__name__)
 ROUNDS = 50
 """How often a reader looks again before it gives up: each round waited for a commit or made a sync."""
 
+STUCK_ELSEWHERE = 5.0
+"""Seconds after which a commit that is stuck on another device is not waited for: nobody was told of it yet."""
+
 INTENT_WITHDRAWAL = 15.0
 """Seconds for which a write that was called off before refs moved tries to withdraw its intent."""
 
@@ -54,18 +57,25 @@ INTENT_WITHDRAWAL = 15.0
 
 
 def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) -> Snapshot:
-    """Return once this device may show the repository: a snapshot whose newest version is on this disk."""
+    """Return once this device may show the repository: a snapshot whose newest version is on this disk.
+
+    A commit in flight on another device is waited for once, and not for ever: whatever begins after that was not
+    acknowledged to anybody when this request came. On this device's own it has to be: its refs are moving here.
+    """
     repository_id = snapshot.repository.id
+    waited = False
     for _ in range(ROUNDS):
-        locked = snapshot.intent_owner is not None and node.db.write_lock_holder(repository_id) is not None
+        owner = snapshot.intent_owner
+        matters = owner is not None and (not waited or owner.device.name == node.name)
+        locked = matters and node.db.write_lock_holder(repository_id) is not None
         local = Local(node.store.checksum(repository_id))
         fit = fit_to_read(snapshot, node.name, local, write_locked=locked)
         if fit is Fit.SERVE:
             return snapshot
         if fit is Fit.WAIT:
             _wait_for_commit(node, snapshot, say, gone)
+            waited = True
         elif fit is Fit.UNCOMMITTED:
-            owner = snapshot.intent_owner
             assert owner is not None
             raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
         else:
@@ -91,7 +101,8 @@ def _wait_for_commit(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[]
     if wait_for(settled, 1.0, gone):
         return
     say(f"waiting for a push by {owner.intent.actor} on {owner.device.name} that is being committed")
-    if not wait_for(settled, node.writes.lock_timeout, gone):
+    here = owner.device.name == node.name
+    if not wait_for(settled, node.writes.lock_timeout if here else STUCK_ELSEWHERE, gone) and here:
         raise LockTimeout(
             f"a push by {owner.intent.actor} on {owner.device.name} is being committed for too long",
             hint="try again later; `git-cluster status` shows it",
