@@ -10,6 +10,7 @@ A clean stop lets commits under way finish, refuses new work, and says "stopped"
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -33,6 +34,7 @@ from cluster.model import Actor, ActorKind, DeviceMode, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
 from cluster.peer import Peers, load_key
+from cluster.receive import disk_full
 from cluster.ssh import SshServer
 from cluster.store import FileLock, Store
 from cluster.sync import catch_up
@@ -164,6 +166,15 @@ class Requests:
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
+        try:
+            return self._run(actor, command, client, protocol=protocol, address=address)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _log.error("%s: %s", address, error)
+            raise disk_full(self._node.name) from error
+
+    def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         node, kind = self._node, actor.kind
         # A connection outlives its key: Git's requests are checked in session.authorize, the others here.
         if not isinstance(command, ServiceCommand) and node.db.identity(actor.fingerprint) != actor:
@@ -314,8 +325,10 @@ class Keeper:
             _log.info("repository %s: %s", repository_id, error.what)
         except ClusterError as error:
             _log.warning("repository %s: %s", repository_id, error.what, exc_info=error.__cause__)
+            cause = error.__cause__
+            why = f"{error.what}: {cause.what}" if isinstance(cause, ClusterError) else error.what
             with suppress(DatabaseUnavailable):
-                node.db.sync_failed(repository_id, node.name, error.what)
+                node.db.sync_failed(repository_id, node.name, why)
 
     def _tidy(self) -> None:
         """Set deleted repositories' copies aside; drop staged refs that nobody will settle."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -35,6 +36,21 @@ from cluster.store import FileLock
 CHUNK = 65536
 
 _log = logging.getLogger(__name__)
+
+
+_FULL = re.compile(rb"No space left on device|File too large|Disk quota exceeded")
+"""What Git, with LC_ALL=C, says of a disk that takes no more; of a ref that does not fit it says less (`_no_room`)."""
+
+
+def disk_full(device: str) -> GitFailed:
+    return GitFailed(f"the disk of device {device} is full; an administrator has to make room")
+
+
+def _no_room(path: Path) -> bool:
+    with suppress(OSError):
+        disk = os.statvfs(path)
+        return disk.f_bavail * disk.f_frsize < 1 << 16 or bool(disk.f_files and not disk.f_favail)
+    return False
 
 
 class Hopeless(Exception):
@@ -79,6 +95,8 @@ class Receiving:
         self._report = Report()
         self._sending = Lock()
         self._reasons: dict[str, str] = {}
+        self._repository, self._device = repository, environment["GIT_CLUSTER_DEVICE"]
+        self._complained = self._full = False
         self._failed: str | None = None
         self._released = False
         self._advertised = False
@@ -216,6 +234,10 @@ class Receiving:
         for thread in self._threads[2:]:
             thread.join()
         code = self._process.wait()
+        if self._full or (self._complained and _no_room(self._repository)):
+            error = disk_full(self._device)
+            _log.error("a push failed: %s", error.what)
+            self._client.say(error.what)
         whys = [self._failed] if self._failed is not None else list(dict.fromkeys(self._reasons.values()))
         unheard = [] if self._commands.wants_report else whys
         for why in unheard:
@@ -280,7 +302,7 @@ class Receiving:
         elif raw == b"0000":
             self._report.trailer = raw
         else:
-            self._forward(raw)
+            self._forward(frame(payload[:1], self._heard_from_git(payload[1:])))
 
     def _forward(self, data: bytes) -> None:
         with self._sending:
@@ -289,7 +311,13 @@ class Receiving:
     def _errors(self) -> None:
         assert self._process.stderr is not None
         while data := os.read(self._process.stderr.fileno(), CHUNK):
-            self._client.write_error(data)
+            self._client.write_error(self._heard_from_git(data))
+
+    def _heard_from_git(self, words: bytes) -> bytes:
+        """Git's words for the person, without this server's path; noted is whether they are about a full disk."""
+        self._full |= bool(_FULL.search(words))
+        self._complained |= b"error: " in words or b"fatal: " in words
+        return words.replace(os.fsencode(self._repository) + b"/", b"")
 
     def _release(self) -> None:
         self._released = True
@@ -325,8 +353,10 @@ class Receiving:
         os.close(self._end)
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End receive-pack and its hooks, unless it has ended: its number may be another process's by now."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _update(line: str) -> RefUpdate:

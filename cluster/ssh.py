@@ -58,7 +58,7 @@ MAX_CHANNELS = 10
 FAREWELL = 1.0
 """Seconds for a client to hang up by itself, once its command has ended."""
 
-HEAR_MS = 5
+HEAR_MS = 10
 """Milliseconds to wait for the client's list of algorithms before sending ours."""
 
 _PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")

@@ -1,4 +1,4 @@
-"""What an administrator gets wrong, or what breaks under a device: one line of what, one of what to do, no traceback."""
+"""What an administrator gets wrong, or what breaks under a device: one line of what, one of what to do."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_schema_that_is_newer(bare: Cluster) -> None:
 )
 def test_a_table_of_somebody_elses(tmp_path: Path, database_url: str, table: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"create table {table}")  # type: ignore[arg-type]
+        connection.execute(f"create table {table}")
         if "text" in table:
             connection.execute("insert into cluster values ('ours')")
     for command in ("status", "init"):
@@ -295,7 +295,8 @@ def test_two_daemons_on_one_disk(bare: Cluster) -> None:
     bare.start("a")
     file = bare.devices["a"].config
     second = file.with_name("second.toml")
-    second.write_text(file.read_text().replace(f"listen = \"127.0.0.1:{bare.devices['a'].port}\"", 'listen = "127.0.0.1:0"'))
+    listen = f'listen = "127.0.0.1:{bare.devices["a"].port}"'
+    second.write_text(file.read_text().replace(listen, 'listen = "127.0.0.1:0"'))
     complains(run(second, "serve"), "serves from this data_dir already", "stop that one")
     assert bare.git("ls-remote", bare.url("a")).code == 0
     assert bare.stop("a", how=signal.SIGKILL) == -signal.SIGKILL
@@ -304,7 +305,8 @@ def test_two_daemons_on_one_disk(bare: Cluster) -> None:
 
 
 def test_a_fault_that_is_none(bare: Cluster) -> None:
-    complains(run(bare.devices["a"].config, "serve", env={"GIT_CLUSTER_FAULT": "lunch:nap"}), "GIT_CLUSTER_FAULT", "steps:")
+    done = run(bare.devices["a"].config, "serve", env={"GIT_CLUSTER_FAULT": "lunch:nap"})
+    complains(done, "GIT_CLUSTER_FAULT", "steps:")
 
 
 def test_a_peer_that_shows_another_host_key(make_cluster: Callable[..., Cluster]) -> None:
@@ -320,10 +322,9 @@ def test_a_peer_that_shows_another_host_key(make_cluster: Callable[..., Cluster]
 
     register(wrong)
     cluster.start("b")
-    replica = cluster.wait(
-        lambda: next((r for r in cluster.snapshot().replicas if r.device.name == "b" and r.attempts), None), "a failed sync"
-    )
-    assert replica.version is None
+    cluster.wait(lambda: [r for r in cluster.snapshot().replicas if r.attempts], "a failed sync")
+    replica = cluster.snapshot().of("b")
+    assert replica and replica.version is None
     assert "shows another host key than the one registered" in cluster.devices["b"].log.read_text()
     done = cluster.git("ls-remote", cluster.url("b"))
     assert done.code != 0

@@ -37,11 +37,16 @@ class Cli:
 
     def __init__(self, directory: Path, url: str) -> None:
         self.directory, self.url = directory, url
+        self.online: set[str] = set()
         self.config = directory / "config.toml"
         self.config.write_text(f'[cluster]\ndatabase = "{url}"\nname = "example"\n')
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "COLUMNS"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GIT_", "COLUMNS", "PYTHON"))
+        }
         return {**kept, "PYTHONPATH": str(ROOT), "GIT_CLUSTER_CONFIG": str(self.config), **more}
 
     def __call__(self, *arguments: str | Path, code: int = 0, data: str = "") -> Done:
@@ -88,6 +93,7 @@ class Cli:
             host_key,
         )
         if online:
+            self.online.add(name)
             with self.db() as db:
                 db.heartbeat(name)
 
@@ -104,9 +110,28 @@ def bare(tmp_path: Path, database_url: str) -> Cli:
 
 
 @pytest.fixture
-def cli(bare: Cli) -> Cli:
+def cli(bare: Cli) -> Iterator[Cli]:
+    """A cluster without devices. The hearts of those that a test adds as online beat until it ends."""
     bare("init")
-    return bare
+    ended = threading.Event()
+
+    def beat() -> None:
+        with bare.db() as db:
+            while not ended.wait(1.0):
+                for name in list(bare.online):
+                    db.heartbeat(name)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    yield bare
+    ended.set()
+    heart.join()
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Cli:
+    """For what must be found wrong before any database is asked."""
+    return Cli(tmp_path, "postgresql://127.0.0.1:1/none")
 
 
 # ------------------------------------------------------------------------------------------ the frame
@@ -126,8 +151,8 @@ def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_version(bare: Cli) -> None:
-    assert re.fullmatch(r"git-cluster \d+\.\d+\.\d+\n", bare("--version").out)
+def test_version(nowhere: Cli) -> None:
+    assert re.fullmatch(r"git-cluster \d+\.\d+\.\d+\n", nowhere("--version").out)
 
 
 @pytest.mark.parametrize(
@@ -148,11 +173,11 @@ def test_version(bare: Cli) -> None:
         ["log", "a", "--limit", "0"],
     ],
 )
-def test_wrong_usage_exits_2(cli: Cli, arguments: list[str]) -> None:
+def test_wrong_usage_exits_2(nowhere: Cli, arguments: list[str]) -> None:
     if arguments == ["user"]:
-        assert "Commands:" in cli("user", code=2).err
+        assert "Commands:" in nowhere("user", code=2).err
     else:
-        cli.fails(*arguments, code=2)
+        nowhere.fails(*arguments, code=2)
 
 
 def test_config_stands_before_or_after_the_subcommand(cli: Cli) -> None:
@@ -370,8 +395,6 @@ def test_the_life_of_a_device(cli: Cli) -> None:
     assert listed["a"]["ssh"] == "ssh://git@127.0.0.1:2222"
     cli("repo", "create", "team/app")
     assert "team/app" in cli("device", "drain", "a").out
-    with cli.db() as db:
-        db.heartbeat("a")
     assert cli.json("device", "list")[0]["state"] == "draining"
     assert "takes no new repositories" in cli.fails("repo", "create", "other", "--device", "a")
     assert cli.fails("device", "remove", "a") == "device a still holds replicas"
@@ -399,9 +422,9 @@ def test_the_life_of_a_device(cli: Cli) -> None:
         "git@h:x",
     ],
 )
-def test_the_ssh_url_of_a_device_is_checked(cli: Cli, url: str) -> None:
-    key = cli.key("k")
-    assert "not the SSH URL" in cli.fails(
+def test_the_ssh_url_of_a_device_is_checked(nowhere: Cli, url: str) -> None:
+    key = nowhere.key("k")
+    assert "not the SSH URL" in nowhere.fails(
         "device", "add", "a", "--ssh", url, "--key", key, "--host-key", key, code=2
     )
 
@@ -477,14 +500,12 @@ def test_status_follows_the_write_lock(cli: Cli) -> None:
         snapshot = db.snapshot("r")
         id, base = snapshot.repository.id, snapshot.repository.position
         db.synced(id, "a", None, base)
-        db.heartbeat("a")
         assert "healthy" in cli("status", "r", "--check").out
         update = RefUpdate("refs/heads/main", ZERO, ONE)
         intent = Intent(uuid4(), uuid4(), "ann", "ssh", "", datetime.now(UTC), (update,))
         with db.dedicated() as connection:
             assert db.try_write_lock(connection, id, lock_label("a", "ann"))
             db.intend(connection, id, "a", base, intent)
-            db.heartbeat("a")
             (replica,) = cli.json("status", "r")["repositories"][0]["replicas"]
             assert (replica["state"], replica["is_writing"], replica["writer"]) == ("writing", True, "ann")
             cli("status", "--check")

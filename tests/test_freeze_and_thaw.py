@@ -288,7 +288,7 @@ def test_demoting_the_only_holder_of_acknowledged_versions_asks_for_consent(pair
     pair.stop("b")
     second, third = (pair.commit(work, text) for text in ("second", "third"))
     pair.ok("push", "--quiet", pair.url("a"), f"{second}:main", cwd=work)
-    pair.ok("push", "--quiet", pair.url("a"), f"{third}:main", f"{third}:only-here", cwd=work)
+    pair.ok("push", "--quiet", pair.url("a"), f"{third}:main", f"{third}:refs/heads/only-here", cwd=work)
     pair.stop("a")
     pair.start("b")
     unavailable = pair.git("ls-remote", pair.url("b"))

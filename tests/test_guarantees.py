@@ -152,9 +152,10 @@ def test_g1_nobody_is_shown_a_push_that_is_not_committed_yet(make_cluster: Make)
     first = cluster.spawn("push", app.url("a"), "main", cwd=app.work)
     paused(cluster, "a")
     readers = [cluster.spawn("ls-remote", app.url(device), "refs/heads/main") for device in "bc"]
-    for device in "bc":
-        log = cluster.devices[device].log
-        cluster.wait(lambda: "upload-pack" in log.read_text(), "the reader has arrived")  # noqa: B023
+    for reader in readers:
+        assert reader.stdout is not None
+        waits = "remote: cluster: waiting for a push by demo on a that is being committed\n"
+        assert reader.stdout.readline() == waits
     assert [reader.poll() for reader in readers] == [None, None]
     assert app.version == 0
     resume(cluster, "a")
@@ -164,7 +165,7 @@ def test_g1_nobody_is_shown_a_push_that_is_not_committed_yet(make_cluster: Make)
     for reader in readers:
         code, said = end(reader)
         assert code == 0
-        assert said.splitlines()[-1] == f"{oid}\trefs/heads/main"
+        assert said == f"{oid}\trefs/heads/main\n"
     app.converge()
 
 
@@ -242,7 +243,6 @@ def test_g2_a_push_that_cannot_be_committed_for_want_of_a_database_says_so(make_
         code, said = end(pusher)
     assert code == 1, said
     assert "[remote rejected] main -> main (the database stayed away for 2 s, so this push is not committed)" in said
-    assert "remote: cluster: the database is away; still trying to commit this push" in said
     assert "remote: cluster: fetch before you push again" in said
     assert app.version == 0
 
@@ -255,8 +255,8 @@ def test_g2_a_database_that_is_back_in_time_costs_the_pusher_a_moment(make_clust
     paused(cluster, "a")
     with no_database(cluster, postgres):
         resume(cluster, "a")
-        log = cluster.devices["a"].log
-        cluster.wait(lambda: "no heartbeat" in log.read_text(), "the device has missed its database")
+        assert pusher.stdout is not None
+        assert "cluster: the database is away; still trying to commit this push" in pusher.stdout.readline()
         assert pusher.poll() is None
     code, said = end(pusher)
     assert code == 0, said
@@ -397,16 +397,15 @@ def test_g3_races_of_direct_commits_leave_a_log_without_gaps(claims: tuple[Datab
     def write(device: str) -> None:
         for number in range(30):
             here = db.snapshot_of(id)
-            mine = here.of(device)
+            mine, claim = here.of(device), intent(ONE, f"refs/heads/{device}{number}")
             assert mine is not None
             try:
                 if mine.position != here.repository.position:
                     db.synced(id, device, mine.position, here.repository.position)
-                claim = intent(ONE, f"refs/heads/{device}{number}")
                 intend(db, id, device, here.repository.position, claim)
                 won.append(commit(db, id, device, here.repository.position, claim).version)
             except WriteConflict:
-                continue
+                db.clear_intent(id, claim.token)
 
     writers = [Thread(target=write, args=(device,)) for device in "ab"]
     for writer in writers:
@@ -455,7 +454,7 @@ def test_g4_pushes_that_change_nothing_cost_nothing(make_cluster: Make) -> None:
     app.converge()
     for device in "abc":
         assert app.pushed(device, "main").err == "Everything up-to-date\n"
-        assert app.refused(device, ":refs/heads/not-there").code == 1
+        assert "deleting a non-existent ref" in app.pushed(device, ":refs/heads/not-there").err
         assert app.pushed(device, "--dry-run", "main:refs/heads/dry").code == 0
     untouched(app, 1)
 
@@ -580,29 +579,69 @@ def test_g5_a_paused_upload_delays_nobody(make_cluster: Make) -> None:
     app.converge()
 
 
+SLOW = """#!/bin/sh
+wait_for_gate() { stdbuf -o0 head -c {{after}}; touch "{{folder}}/reached"; cat "{{folder}}/gate" >/dev/null; cat; }
+if [ {{way}} = up ]; then wait_for_gate | {{ssh}} "$@"; else {{ssh}} "$@" | wait_for_gate; fi
+"""
+
+
+class SlowLine:
+    """An ssh for stock git that stands still after so many bytes "up" or "down", until `go_on`."""
+
+    def __init__(self, cluster: Cluster, way: str, after: int) -> None:
+        self._cluster = cluster
+        self.folder = cluster.directory / f"slow-{way}"
+        self.folder.mkdir()
+        os.mkfifo(self.folder / "gate")
+        script = self.folder / "ssh"
+        ssh = cluster.git_environment()["GIT_SSH_COMMAND"]
+        values = {"after": str(after), "folder": str(self.folder), "way": way, "ssh": ssh}
+        text = SLOW
+        for name, value in values.items():
+            text = text.replace("{{" + name + "}}", value)
+        script.write_text(text)
+        script.chmod(0o755)
+        self._options = ("-c", f"core.sshCommand={script}", "-c", "ssh.variant=ssh")
+
+    def git(self, *arguments: str, app: Project) -> subprocess.Popen[str]:
+        env = self._cluster.git_environment()
+        del env["GIT_SSH_COMMAND"]
+        process = subprocess.Popen(
+            ["git", *self._options, *arguments], cwd=app.work, env=env, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._cluster.wait((self.folder / "reached").exists, "it stands still in the middle")
+        return process
+
+    def go_on(self) -> None:
+        (self.folder / "gate").write_text("")
+
+
 def test_g5_a_paused_stock_client_delays_nobody(make_cluster: Make) -> None:
-    """`git push` stopped by ^Z while it uploads, `git clone` while it downloads."""
+    """`git push` stands still in its upload; then `git clone` in its download."""
     cluster = make_cluster("ab")
     app = project(cluster, min_copies=2)
     app.pushed("a", "main")
-    app.commit("big", big=os.urandom(6_000_000).hex())
-    push = cluster.spawn("push", "--quiet", app.url("a"), "main:refs/heads/big", cwd=app.work)
-    cluster.wait(lambda: list(app.disk("a").glob("objects/tmp_objdir*/pack/tmp_pack*")), "the pack is coming")
-    os.killpg(push.pid, signal.SIGSTOP)
-    assert push.poll() is None, "it was stopped in its upload"
+    app.commit("big", big=os.urandom(4_000_000).hex())
+
+    line = SlowLine(cluster, "up", 1_000_000)
+    push = line.git("push", "--quiet", app.url("a"), "main:refs/heads/big", app=app)
     app.pushed("b", "main~1:refs/heads/x")
     app.pushed("a", "main~1:refs/heads/y")
     assert app.refs("b").keys() >= {"refs/heads/x", "refs/heads/y"}
     assert "refs/heads/big" not in app.refs("a")
-    os.killpg(push.pid, signal.SIGCONT)
+    assert advisory_locks(cluster.db) == 0
+    assert push.poll() is None
+    line.go_on()
     assert end(push) == (0, "")
 
-    clone = cluster.spawn("clone", "--quiet", "--branch", "big", app.url("b"), str(cluster.directory / "slow"))
-    cluster.wait(lambda: list((cluster.directory / "slow").glob(".git/objects/pack/tmp_pack*")), "it downloads")
-    os.killpg(clone.pid, signal.SIGSTOP)
-    app.pushed("b", "main~1:refs/heads/z")
+    line = SlowLine(cluster, "down", 1_000_000)
+    clone = line.git("clone", "--quiet", "--branch=big", app.url("b"), str(cluster.directory / "slow"), app=app)
+    for device in "ab":
+        app.pushed(device, f"main~1:refs/heads/z{device}")
     assert advisory_locks(cluster.db) == 0
-    os.killpg(clone.pid, signal.SIGCONT)
+    assert clone.poll() is None
+    line.go_on()
     assert end(clone) == (0, "")
     app.converge()
 
@@ -623,7 +662,7 @@ def test_g9_what_is_committed_outlives_the_device_that_took_it(make_cluster: Mak
     done = app.push("a", "main")
     dead(cluster, "a")
     assert app.version == 2
-    assert (done.code == 0) == (step == "done"), done.text
+    assert f"..{oid[:7]}  main -> main" in done.err if step == "done" else "main -> main" not in done.err
     if step == "done":  # G1 holds from the acknowledgement on
         for device in "cb":
             assert app.refs(device)["refs/heads/main"] == oid

@@ -276,7 +276,8 @@ def test_all_of_a_large_output_arrives_with_its_status(place: Place, cipher: str
     assert result.stdout == BLOCK * (BIG // len(BLOCK))
 
 
-def test_stock_openssh_gets_the_fast_cipher(place: Place) -> None:
+def test_stock_openssh_gets_the_fast_cipher(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.ssh, "HEAR_MS", 10_000)  # this machine may be busy
     result = place.ask("hello", "-v", "-o", "LogLevel=DEBUG")
     assert b"server->client cipher: aes128-gcm@openssh.com" in result.stderr
     assert b"kex: algorithm: curve25519-sha256" in result.stderr
@@ -667,7 +668,8 @@ def test_garbage_is_one_line_in_the_log(
     caplog.set_level(logging.INFO)
     with socket.create_connection(place.address) as sock:
         sock.sendall(garbage)
-        sock.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # hung up on already
+            sock.shutdown(socket.SHUT_WR)
         until(lambda: caplog.records, "a line")
         until(lambda: not place.server._connections, "the connection ends")
     (record,) = caplog.records
@@ -730,8 +732,15 @@ def test_closing_waits_for_commands_that_run(place: Place) -> None:
         assert channel.recv_exit_status() == 1
         told = b"remote: cluster: error: this device is shutting down\n"
         assert channel.makefile_stderr().read() == told
-        with pytest.raises(OSError):
-            socket.create_connection(place.address)
+
+        def refused() -> bool:
+            try:
+                socket.create_connection(place.address).close()
+            except OSError:
+                return True
+            return False
+
+        until(refused, "no new connections")
         assert closing.is_alive()
         place.handlers.go.set()
         assert process.wait(10) == 0
