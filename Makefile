@@ -22,7 +22,8 @@ demo: $(STAMP)  ## an embedded cluster on loopback, and a tour of it
 	@$(BIN)/git-cluster demo $(ARGS)
 
 test: system-packages $(STAMP)  ## the tests (ARGS="-k name" for some)
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	$(BIN)/pytest --basetemp="$$tmp/test" -n $(WORKERS) --dist worksteal $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy --strict, import-linter (all of them, then fails if one did)
 	@status=0; \

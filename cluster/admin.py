@@ -16,6 +16,7 @@ from uuid import uuid4
 from cluster import git
 from cluster.client import Client
 from cluster.errors import ClusterError, Frozen, GitFailed, NotFound, Refused, UsageError
+from cluster.gate import refuse_frozen_by_hand
 from cluster.heal import alive, describe, resolve, still
 from cluster.locks import write_lock
 from cluster.model import HEAD, RefUpdate, Snapshot
@@ -179,6 +180,7 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
         timeout=node.writes.lock_timeout,
     ) as connection:
         snapshot = catch_up(node, repository.id, say)
+        refuse_frozen_by_hand(snapshot)
         refs = node.store.values(repository.id, [HEAD, branch])
         if branch not in refs and snapshot.repository.version > 0:
             raise NotFound(

@@ -124,7 +124,7 @@ def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
 
 def refuse_frozen(node: Node, snapshot: Snapshot) -> None:
     """Raise Frozen where a push would be refused at "clear" anyway: before anything is uploaded."""
-    _refuse_frozen_by_hand(snapshot)
+    refuse_frozen_by_hand(snapshot)
     owner = snapshot.intent_owner
     if owner is not None and node.db.write_lock_holder(snapshot.repository.id) is None:
         now = node.db.snapshot_of(snapshot.repository.id).intent_owner
@@ -153,7 +153,8 @@ def refuse_unspeakable(updates: Sequence[RefUpdate]) -> None:
             )
 
 
-def _refuse_frozen_by_hand(snapshot: Snapshot) -> None:
+def refuse_frozen_by_hand(snapshot: Snapshot) -> None:
+    """Raise Frozen where a person, or a disk that knows more than the database, stopped all writes."""
     repository = snapshot.repository
     if repository.frozen is not None:
         raise Frozen(
@@ -178,7 +179,7 @@ class Write:
         """Make sure that no interrupted write is in the way. Frozen."""
         self._node.reach(Step.CLEAR)
         snapshot = self._node.db.snapshot_of(self._repository.id)
-        _refuse_frozen_by_hand(snapshot)
+        refuse_frozen_by_hand(snapshot)
         if owner := snapshot.intent_owner:
             raise interrupted(snapshot, owner)
 

@@ -30,6 +30,7 @@ from cluster import git, hooks
 from cluster.client import Client
 from cluster.errors import ClientGone, ClusterError, GitFailed
 from cluster.model import RefUpdate
+from cluster.outbox import Outbox
 from cluster.report import Commands, Report, frame, packets, read_some
 from cluster.store import FileLock
 
@@ -88,7 +89,6 @@ class Receiving:
         protocol: str,
         environment: Mapping[str, str],
     ) -> None:
-        self._client = client
         self.lock = lock
         self._heard = b""
         self._commands = Commands()
@@ -142,6 +142,7 @@ class Receiving:
         finally:
             os.close(hear)
             os.close(tell)
+        self._client = Outbox(client)
 
     def __enter__(self) -> Receiving:
         for work in (self._reap, self._upload, self._download, self._errors):
@@ -153,6 +154,7 @@ class Receiving:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._client.close()
         with suppress(OSError):
             os.close(self._answer)
         if kind is not None:
@@ -169,6 +171,7 @@ class Receiving:
         event = self._next_event()
         if event is None:
             return None
+        self._client.urgent(True)
         first, lines = event
         _, _, quarantine = first.partition(" ")
         return Proposal(tuple(_update(line) for line in lines), Path(quarantine) if quarantine else None)
@@ -242,6 +245,7 @@ class Receiving:
         unheard = [] if self._commands.wants_report else whys
         for why in unheard:
             self._client.say(why)
+        self._client.flush()
         return 1 if (self._failed is not None or unheard) and code == 0 else code
 
     def say(self, line: str) -> None:
@@ -321,6 +325,7 @@ class Receiving:
 
     def _release(self) -> None:
         self._released = True
+        self._client.urgent(False)
         with suppress(ClientGone):
             self._send_report()
 

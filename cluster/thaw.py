@@ -76,7 +76,8 @@ def _resolve(db: Database, snapshot: Snapshot, report: ThawReport, *, ask: Ask) 
     if repository.frozen is not None:
         if not report.dry_run:
             db.freeze(repository.id, None)
-        report.lines.append(f"the freeze is ended: {repository.frozen}")
+        ended = "would be" if report.dry_run else "is"
+        report.lines.append(f"the freeze {ended} ended: {repository.frozen}")
     if owner is None:
         if not report.lines:
             report.lines.append(f"{repository.name} is not frozen: nothing to do")

@@ -646,6 +646,30 @@ def test_g5_a_paused_stock_client_delays_nobody(make_cluster: Make) -> None:
     app.converge()
 
 
+def test_g5_a_client_that_reads_nothing_delays_nobody(make_cluster: Make) -> None:
+    """Not even when the repository's `update` hook, which runs under the write lock, has very much to tell it."""
+    cluster = make_cluster("ab", lock_timeout="10s")
+    app = project(cluster)
+    app.pushed("a", "main")
+    app.converge()
+    hook = app.disk("a") / "hooks" / "update"
+    hook.write_text("#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' x | fold -w 100\n")
+    hook.chmod(0o755)
+    oid = app.git("rev-parse", "HEAD")
+    deaf = []
+    for number, capabilities in enumerate(("report-status", "report-status side-band-64k")):
+        raw = RawPush(cluster, "a", app.name)
+        raw.propose((ZERO, oid, f"refs/heads/deaf{number}"), capabilities=capabilities)
+        raw.send(pack(app, "HEAD"))
+        cluster.wait(lambda: app.version == number + 2, "it is committed")  # noqa: B023
+        deaf.append(raw)
+    app.pushed("b", "main:refs/heads/x")
+    assert advisory_locks(cluster.db) == 0
+    assert "ok refs/heads/deaf0" in deaf[0].finish().out
+    assert "ok refs/heads/deaf1" in deaf[1].finish().out
+    app.converge()
+
+
 # --------------------------------------------------------------------------------------------------- G9 copies
 
 
