@@ -22,7 +22,7 @@ from cluster.locks import write_lock
 from cluster.model import HEAD, RefUpdate, Snapshot
 from cluster.names import OperatorCommand, ref_name, repository_name
 from cluster.node import Node
-from cluster.sync import Say, catch_up
+from cluster.sync import Say, catch_up, other_history
 from cluster.versions import checksum_of, difference, updated
 
 _log = logging.getLogger(__name__)
@@ -141,11 +141,17 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
             return {"lines": lines}
         owner = snapshot.intent_owner
         position = snapshot.repository.position
+        # Where the database is an older one, the other disks are likely to be ahead of it as well.
+        ahead = other_history(node, snapshot) is not None
         with connection.transaction():
-            if owner is not None:
-                node.db.demote(
-                    repository.id, owner.device.name, "demoted by an administrator", connection=connection
-                )
+            for replica in snapshot.replicas:
+                if replica is owner or (ahead and replica is not mine):
+                    node.db.demote(
+                        repository.id,
+                        replica.device.name,
+                        "demoted by an administrator",
+                        connection=connection,
+                    )
             if changes:
                 position = node.db.commit_decree(
                     repository.id,

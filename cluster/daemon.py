@@ -50,6 +50,8 @@ SYNCS = 4
 GRACE = 10.0
 """Seconds for requests under way at a clean stop. A commit takes milliseconds; a slow client is not waited for."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 SWEEP = 60.0
 """Seconds between two looks for what a crash may have left: deleted repositories, staged refs of dead pushes."""
 
@@ -115,9 +117,7 @@ def run(config: Config) -> NoReturn:
             f"{config.path} has no [ssh] section", hint="a device without an endpoint serves nobody"
         )
     alone = _alone(node.store.root)
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop, signals = Event(), _signals()
     for leftover in node.store.run_directory().glob("scratch-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     keeper = Keeper(node, stop)
@@ -126,7 +126,8 @@ def run(config: Config) -> NoReturn:
     keeper.start()
     _log.info("device %s serves SSH on %s port %s", node.name, host, port)
     print(f"git-cluster: device {node.name} serves SSH on {host} port {port}", flush=True)
-    stop.wait()
+    os.read(signals, 1)
+    stop.set()
     _log.info("device %s stops", node.name)
     server.stop_accepting()
     server.close(GRACE)
@@ -136,6 +137,20 @@ def run(config: Config) -> NoReturn:
     logging.shutdown()
     alone.close()
     os._exit(0)  # a sync of hours is not waited for: it resumes after the next start
+
+
+def _signals() -> int:
+    """A file descriptor from which a byte can be read once SIGTERM or SIGINT has come.
+
+    The kernel may give a signal to any thread. Python's handlers run in the main thread, and nothing wakes that up
+    from a lock that it waits for; this descriptor is written to by whichever thread it was.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reader
 
 
 def _alone(data_dir: Path) -> FileLock:
@@ -169,7 +184,7 @@ class Requests:
         try:
             return self._run(actor, command, client, protocol=protocol, address=address)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _FULL:
                 raise
             _log.error("%s: %s", address, error)
             raise disk_full(self._node.name) from error
@@ -247,6 +262,7 @@ class Keeper:
     def finish(self) -> None:
         """End the background work and say "stopped"."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._threads[0].join(HEARTBEAT)  # a heartbeat on its way would take back what comes next
         with suppress(ClusterError):
             self._node.db.heartbeat(self._node.name, stopped=True)
 
@@ -301,8 +317,12 @@ class Keeper:
     def _sync(self, repository_id: int, force: bool) -> None:
         try:
             self._sync_now(repository_id, force)
-        except Exception:
+        except Exception as error:
             _log.exception("syncing repository %s failed", repository_id)
+            full = isinstance(error, OSError) and error.errno in _FULL
+            why = disk_full(self._node.name).what if full else "an unforeseen error; the device's log has it"
+            with suppress(ClusterError):
+                self._node.db.sync_failed(repository_id, self._node.name, why)
         with self._mutex:
             self._pending.discard(repository_id)
             again = repository_id in self._again

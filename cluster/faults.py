@@ -72,6 +72,7 @@ class Faults:
         if self.fault is Fault.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault is Fault.PAUSE:
-            signal.pthread_kill(get_ident(), signal.SIGSTOP)  # to this thread: another would take its time over it
+            # To this very thread: any other of the process would take its time over it.
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)
         else:
             drop_db()

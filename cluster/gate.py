@@ -35,7 +35,7 @@ from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused
 from cluster.faults import Step
 from cluster.locks import write_lock
 from cluster.logs import fields
-from cluster.model import Intent, Position, RefUpdate, Repository, Request, Snapshot
+from cluster.model import Checksum, Intent, Position, RefUpdate, Repository, Request, Snapshot
 from cluster.node import Node
 from cluster.store import FileLock
 from cluster.sync import Say, catch_up, interrupted, wait_for
@@ -68,7 +68,7 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
         owner = snapshot.intent_owner
         matters = owner is not None and (not waited or owner.device.name == node.name)
         locked = matters and node.db.write_lock_holder(repository_id) is not None
-        local = Local(node.store.checksum(repository_id))
+        local = Local(_on_disk(node, snapshot))
         fit = fit_to_read(snapshot, node.name, local, write_locked=locked)
         if fit is Fit.SERVE:
             return snapshot
@@ -77,11 +77,22 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
             waited = True
         elif fit is Fit.UNCOMMITTED:
             assert owner is not None
-            raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
+            now = node.db.snapshot_of(repository_id).intent_owner
+            if now is not None and now.intent == owner.intent:  # else it was committed between our two looks
+                raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
         else:
             catch_up(node, repository_id, say, gone)
         snapshot = node.db.snapshot_of(repository_id)
     raise LockTimeout("this repository changes faster than this device can follow", hint="try again")
+
+
+def _on_disk(node: Node, snapshot: Snapshot) -> Checksum | None:
+    """The checksum of the refs here. None: nothing that counts, as where the disk knows of a version that the
+    database does not; a sync looks closer then, and freezes the repository if that is so (guarantee G7)."""
+    marker = node.store.marker(snapshot.repository.id)
+    if marker is not None and marker.version > snapshot.repository.version:
+        return None
+    return node.store.checksum(snapshot.repository.id)
 
 
 def _wait_for_commit(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) -> None:
@@ -192,7 +203,7 @@ class Write:
             mine is not None
             and mine.position == snapshot.repository.position
             and not mine.quarantined
-            and self._node.store.checksum(self._repository.id) == snapshot.repository.position.checksum
+            and _on_disk(self._node, snapshot) == snapshot.repository.position.checksum
         )
         if not current:
             snapshot = catch_up(self._node, self._repository.id, say, gone)
@@ -278,7 +289,7 @@ class Write:
                         f"the database stayed away for {node.writes.commit_timeout:g} s, so this push is not committed",
                         hint="fetch before you push again: an administrator may still complete this push",
                     ) from error
-                if connection is None and not told:
+                if not told:
                     told = True
                     say("the database is away; still trying to commit this push")
                 if connection is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,9 @@ HIDDEN = {"transfer.hideRefs": "refs/cluster"}
 
 TELL = 3.0
 """Seconds between two lines of progress to a person who waits."""
+
+FULL = re.compile(rb"No space left on device|File too large|Disk quota exceeded")
+"""What Git, with LC_ALL=C, says of a disk that takes no more."""
 
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
 
@@ -121,6 +125,7 @@ def succeeds(
 
 
 def last_line(stderr: bytes) -> str:
-    """The last line of what a process wrote, cut to what fits a message."""
-    lines = [line for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "no message"
+    """The last line of what a process wrote, or the last about a full disk, cut to what fits a message."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if FULL.search(line)] or lines
+    return telling[-1].decode("utf-8", "replace").strip()[:300] if telling else "no message"

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from cluster import git
 from cluster.db import Connection
-from cluster.errors import Frozen, Refused
+from cluster.errors import Frozen, Refused, ReplicaUnfit
 from cluster.locks import write_lock
 from cluster.model import HEAD, Intent, RefUpdate, Replica, Snapshot
 from cluster.node import Node
@@ -81,22 +81,23 @@ def _resolve(
     node: Node, snapshot: Snapshot, mine: Replica, intent: Intent, connection: Connection, *, dry_run: bool
 ) -> list[str]:
     repository = snapshot.repository
-    found = inspect(
-        intent,
-        node.store.values(repository.id, [u.ref for u in intent.refs]),
-        git.ZERO[repository.object_format],
-    )
+    try:
+        now = node.store.values(repository.id, [u.ref for u in intent.refs])
+    except ReplicaUnfit as error:
+        raise _for_a_person(node, snapshot, intent, "its disk holds no readable copy") from error
+    found = inspect(intent, now, git.ZERO[repository.object_format])
     if found.elsewhere:
         names = ", ".join(f"{update.ref} is at {value[:12]}" for update, value in found.elsewhere)
-        raise Frozen(
-            f"the write by {intent.actor} on {node.name} cannot be resolved by itself: {names}",
-            hint=f"decide: `git-cluster thaw {repository.name} --promote {node.name}` or `--demote {node.name}`",
-        )
+        raise _for_a_person(node, snapshot, intent, names)
     lines = [describe(update) for update in found.moved]
     if found.moved and not found.unmoved:
         assert mine.position is not None
+        checksum = updated(mine.position.checksum, found.moved)
+        if node.store.checksum(repository.id) != checksum:
+            raise _for_a_person(
+                node, snapshot, intent, f"its other refs are not those of version {mine.version}"
+            )
         if not dry_run:
-            checksum = updated(mine.position.checksum, found.moved)
             position = node.db.commit(
                 repository.id, node.name, mine.position, checksum, intent, found.moved, connection=connection
             )
@@ -112,6 +113,14 @@ def _resolve(
         f"a part of the push by {intent.actor} moved: it is put back, and kept under refs/cluster/lost/",
         *lines,
     ]
+
+
+def _for_a_person(node: Node, snapshot: Snapshot, intent: Intent, why: str) -> Frozen:
+    name = snapshot.repository.name
+    return Frozen(
+        f"the write by {intent.actor} on {node.name} cannot be resolved by itself: {why}",
+        hint=f"decide: `git-cluster thaw {name} --promote {node.name}` or `--demote {node.name}`",
+    )
 
 
 def put_back(node: Node, repository_id: int, moved: tuple[RefUpdate, ...]) -> None:

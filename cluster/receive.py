@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import select
 import signal
 import subprocess
@@ -39,15 +38,12 @@ CHUNK = 65536
 _log = logging.getLogger(__name__)
 
 
-_FULL = re.compile(rb"No space left on device|File too large|Disk quota exceeded")
-"""What Git, with LC_ALL=C, says of a disk that takes no more; of a ref that does not fit it says less (`_no_room`)."""
-
-
 def disk_full(device: str) -> GitFailed:
     return GitFailed(f"the disk of device {device} is full; an administrator has to make room")
 
 
 def _no_room(path: Path) -> bool:
+    """Of a ref that does not fit Git says only that it could not be written."""
     with suppress(OSError):
         disk = os.statvfs(path)
         return disk.f_bavail * disk.f_frsize < 1 << 16 or bool(disk.f_files and not disk.f_favail)
@@ -319,7 +315,7 @@ class Receiving:
 
     def _heard_from_git(self, words: bytes) -> bytes:
         """Git's words for the person, without this server's path; noted is whether they are about a full disk."""
-        self._full |= bool(_FULL.search(words))
+        self._full |= bool(git.FULL.search(words))
         self._complained |= b"error: " in words or b"fatal: " in words
         return words.replace(os.fsencode(self._repository) + b"/", b"")
 

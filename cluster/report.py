@@ -6,6 +6,7 @@ Formats: Documentation/gitprotocol-pack.txt ("Reference Update Request", "Report
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from threading import Event
@@ -86,11 +87,8 @@ class Commands:
             return None
         self._buffer += data
         while len(self._buffer) >= 4:
-            try:
-                length = int(self._buffer[:4], 16)
-            except ValueError:
-                return self.end()
-            if length < 4 or len(self._buffer) > MOST_COMMANDS:
+            length = _length(self._buffer, 0)
+            if length is None or length < 4 or len(self._buffer) > MOST_COMMANDS:
                 return self.end()
             if len(self._buffer) < length:
                 return None
@@ -122,10 +120,10 @@ class Report:
         """More of the report. It is whole once its own flush packet is there."""
         self._inner += data
         while not self._complete and len(self._inner) - self._seen >= 4:
-            length = int(self._inner[self._seen : self._seen + 4], 16)
+            length = _length(self._inner, self._seen)
+            if length is None or length > len(self._inner) - self._seen:
+                return  # garbage is whole when Git has ended
             self._complete = length < 4
-            if length > len(self._inner) - self._seen:
-                return
             self._seen += max(length, 4)
 
     def end(self) -> None:
@@ -152,18 +150,21 @@ def _failure(commands: Commands, why: str) -> bytes:
 
 
 def _corrected(report: bytes, reasons: Mapping[str, str]) -> bytes:
-    out, rest = [], report
-    while len(rest) >= 4:
-        length = int(rest[:4], 16)
-        if length < 4:
-            out.append(rest[:4])
-            rest = rest[4:]
-            continue
-        payload, raw, rest = rest[4:length], rest[:length], rest[length:]
-        words = payload.rstrip(b"\n").split(b" ", 2)
+    out, at = [], 0
+    while (length := _length(report, at)) is not None:
+        end = at + max(length, 4)
+        raw = report[at:end]
+        words = raw[4:].rstrip(b"\n").split(b" ", 2)
         ref = words[1].decode("utf-8", "surrogateescape") if len(words) > 1 else ""
         out.append(_ng(words[1], reasons[ref]) if words[0] == b"ng" and ref in reasons else raw)
-    return b"".join(out)
+        at = end
+    return b"".join([*out, report[at:]])
+
+
+def _length(data: bytes, at: int) -> int | None:
+    """What the pkt-line at `at` says of its length; None where there is none."""
+    digits = data[at : at + 4]
+    return int(digits, 16) if re.fullmatch(rb"[0-9A-Fa-f]{4}", digits) else None
 
 
 def _ng(ref: bytes, why: str) -> bytes:

@@ -172,16 +172,29 @@ class Store:
         self.forget(repository_id)
         return target
 
+    def salvage(self, repository: Repository, head: str) -> None:
+        """Set a replica aside whose refs cannot be read, and make a new one that has its objects and no refs."""
+        aside = self.set_aside(repository.id, "unreadable")
+        self.create(repository, head)
+        if aside is not None:
+            shutil.copytree(
+                aside / "objects",
+                self.path(repository.id) / "objects",
+                copy_function=os.link,
+                dirs_exist_ok=True,
+            )
+
     # ------------------------------------------------------------------------------------------ refs
 
     def refs(self, repository_id: int) -> dict[str, str]:
-        """Every ref outside refs/cluster/ with its object id, and HEAD with its target. ReplicaUnfit."""
+        """Every ref outside refs/cluster/ with its object id, and HEAD with its target.
+
+        ReplicaUnfit where they cannot be read; GitFailed where Git did not even run, which says nothing of them.
+        """
         path = self.path(repository_id)
-        try:
+        with self._readable():
             head = (path / "HEAD").read_text().strip()
             listing = git.run(["for-each-ref", "--format=%(objectname) %(refname)"], git_dir=path)
-        except (OSError, UnicodeDecodeError, GitFailed) as error:
-            raise ReplicaUnfit(f"device {self.device} has no readable copy of this repository") from error
         refs = {HEAD: head}
         for line in listing.decode("utf-8", "surrogateescape").splitlines():
             oid, _, ref = line.partition(" ")
@@ -190,32 +203,42 @@ class Store:
         return refs
 
     def values(self, repository_id: int, names: Sequence[str]) -> dict[str, str]:
-        """The object ids of those of `names` that exist; HEAD's target for HEAD."""
+        """The object ids of those of `names` that exist; HEAD's target for HEAD. ReplicaUnfit, GitFailed as `refs`."""
         wanted = set(names)
         if len(wanted) > 50:
             return {ref: value for ref, value in self.refs(repository_id).items() if ref in wanted}
         path = self.path(repository_id)
         found: dict[str, str] = {}
-        if HEAD in wanted:
-            found[HEAD] = (path / "HEAD").read_text().strip()
-            wanted.discard(HEAD)
-        if wanted:
-            listing = git.run(
-                ["for-each-ref", "--format=%(objectname) %(refname)", *sorted(wanted)], git_dir=path
-            ).decode("utf-8", "surrogateescape")
-            for line in listing.splitlines():
-                oid, _, ref = line.partition(" ")
-                if ref in wanted:
-                    found[ref] = oid
+        with self._readable():
+            if HEAD in wanted:
+                found[HEAD] = (path / "HEAD").read_text().strip()
+                wanted.discard(HEAD)
+            if wanted:
+                listing = git.run(
+                    ["for-each-ref", "--format=%(objectname) %(refname)", *sorted(wanted)], git_dir=path
+                ).decode("utf-8", "surrogateescape")
+                for line in listing.splitlines():
+                    oid, _, ref = line.partition(" ")
+                    if ref in wanted:
+                        found[ref] = oid
         return found
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UnicodeDecodeError, GitFailed) as error:
+            if isinstance(error, GitFailed) and error.__cause__ is not None:
+                raise
+            raise ReplicaUnfit(f"device {self.device} has no readable copy of this repository") from error
 
     def head(self, repository_id: int) -> str:
         """HEAD's target branch."""
         return head_of({HEAD: (self.path(repository_id) / "HEAD").read_text().strip()})
 
     def checksum(self, repository_id: int) -> Checksum | None:
-        """The checksum of what is on disk now, or None where nothing readable is."""
-        if not self.exists(repository_id):
+        """The checksum of what is on disk now, or None where nothing readable is, or nothing of ours."""
+        if not self.exists(repository_id) or self.foreign(repository_id):
             return None
         before = self._fingerprint(repository_id)
         with self._mutex:

@@ -136,9 +136,11 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
         if mine.version:
             _distrust(node, snapshot, "its disk holds no copy, though it should")
         store.set_aside(repository.id, "damaged")
+    elif store.checksum(repository.id) is None:
+        _distrust(node, snapshot, "its refs cannot be read")
+        store.salvage(repository, _head(node, snapshot))
     if not store.exists(repository.id):
-        target_refs = node.db.refs_at(repository.id, repository.version)
-        store.create(repository, head_of(target_refs))
+        store.create(repository, _head(node, snapshot))
     disk = store.checksum(repository.id)
     trusted = trust and mine.position is not None and not mine.quarantined and disk == mine.position.checksum
     if trusted and mine.position == repository.position:
@@ -156,25 +158,37 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
     return _everything(node, snapshot, mine)
 
 
-def _refuse_other_history(node: Node, snapshot: Snapshot) -> None:
-    """Freeze where the disk was told of a version that the database does not know, or knows otherwise (G7).
+def _head(node: Node, snapshot: Snapshot) -> str:
+    """HEAD's target at the newest version."""
+    return head_of(node.db.refs_at(snapshot.repository.id, snapshot.repository.version))
+
+
+def other_history(node: Node, snapshot: Snapshot) -> str | None:
+    """Where the disk was told of a version that the database does not know, or knows otherwise: in words (G7).
 
     That database came back older than the disks, and may have gone on from there.
     """
     repository = snapshot.repository
     marker = node.store.marker(repository.id)
     if marker is None or node.store.foreign(repository.id):
-        return
+        return None
     known = node.db.position_at(repository.id, marker.version)
-    if known is not None and str(known.checksum) == marker.checksum:
-        return
     if known is None:
-        reason = (
+        return (
             f"the database is older than device {node.name}'s disk: it knows versions up to "
             f"{repository.version}, the disk is at {marker.version}"
         )
-    else:
-        reason = f"the database and device {node.name}'s disk disagree on what version {marker.version} is"
+    if str(known.checksum) != marker.checksum:
+        return f"the database and device {node.name}'s disk disagree on what version {marker.version} is"
+    return None
+
+
+def _refuse_other_history(node: Node, snapshot: Snapshot) -> None:
+    """Freeze where the disk's history is not the database's."""
+    repository = snapshot.repository
+    reason = other_history(node, snapshot)
+    if reason is None:
+        return
     if repository.frozen != reason:
         node.db.freeze(repository.id, reason)
     raise Frozen(

@@ -279,9 +279,9 @@ class RawPush:
     """A push client of our own over stock ssh, for what stock git never sends or never waits for."""
 
     def __init__(self, cluster: Cluster, device: str, repository: str = "team/app") -> None:
+        port, command = str(cluster.devices[device].port), f"git-receive-pack '{repository}'"
         self.process = subprocess.Popen(
-            ["ssh", "-F", str(cluster.ssh_config), "-p", str(cluster.devices[device].port), "127.0.0.1"]
-            + [f"git-receive-pack '{repository}'"],
+            ["ssh", "-F", str(cluster.ssh_config), "-p", port, "127.0.0.1", command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

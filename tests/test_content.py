@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_a_disk_that_is_not_what_it_should_be(
     damage: Callable[[Cluster, str], None], running: bool, pair: Cluster
 ) -> None:
     """G7: noticed before it is served, quarantined, rebuilt; the other device is never touched."""
-    work, first, second = filled(pair)
+    _work, first, second = filled(pair)
     expected = {"HEAD": second, "refs/heads/main": second, "refs/heads/side": first}
     if running:
         damage(pair, "a")
@@ -155,7 +156,9 @@ def test_a_disk_that_is_not_what_it_should_be(
     assert status(pair)["state"] == "healthy"
 
 
-@pytest.mark.parametrize("damage", [wipe_repository, wipe_everything, roll_back, move_a_ref], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "damage", [wipe_repository, wipe_everything, roll_back, move_a_ref], ids=lambda d: d.__name__
+)
 def test_a_push_to_a_disk_that_is_not_what_it_should_be(
     damage: Callable[[Cluster, str], None], pair: Cluster
 ) -> None:
@@ -171,13 +174,15 @@ def test_a_push_to_a_disk_that_is_not_what_it_should_be(
 
 
 def test_a_copy_that_is_rebuilt_is_no_leader(pair: Cluster) -> None:
-    """G7: what was noticed on a and cannot be repaired (b is down) is shown, is in nobody's count, and is not served."""
+    """G7: what was noticed on a and cannot be repaired (b is down) is shown, not counted, not served."""
     filled(pair)
     pair.stop("b")
     roll_back(pair, "a")
     refused = pair.git("ls-remote", pair.url("a"))
     assert refused.code != 0
-    assert "version 2 of team/app cannot be fetched from where it is: b (offline)" in polite(pair, refused.err)
+    assert "version 2 of team/app cannot be fetched from where it is: b (offline)" in polite(
+        pair, refused.err
+    )
     shown_state = replica(pair, "a")
     assert shown_state["state"] == "quarantined" and "version 2" in shown_state["reason"]
     assert status(pair)["copies"] == 1
@@ -228,9 +233,43 @@ def test_the_only_leader_is_wiped(pair: Cluster) -> None:
     works_everywhere(pair, "a")
 
 
+@pytest.mark.parametrize("damage", [truncate_packed_refs, garble_head], ids=lambda damage: damage.__name__)
+def test_the_only_leader_with_refs_that_cannot_be_read(
+    damage: Callable[[Cluster, str], None], pair: Cluster
+) -> None:
+    """G7: the push log has its refs and the disk its objects: it is put together again, and nothing is lost."""
+    work, first, _ = filled(pair)
+    pair.stop("b")
+    third = pair.commit(work, "only on a")
+    pair.ok("push", "--quiet", pair.url("a"), "main", cwd=work)
+    damage(pair, "a")
+    assert pair.refs("a") == {"HEAD": third, "refs/heads/main": third, "refs/heads/side": first}
+    assert "quarantined: its refs cannot be read" in pair.devices["a"].log.read_text()
+    pair.start("b")
+    works_everywhere(pair, "b")
+
+
+def test_an_interrupted_write_on_a_disk_whose_other_refs_changed(pair: Cluster) -> None:
+    """G6, G7: every ref of the push moved, but the disk is not what its version would say: a person decides."""
+    work, first, second = filled(pair)
+    third = pair.commit(work, "interrupted")
+    interrupt(pair, "a", "commit", work)
+    on_disk(pair, "a", "update-ref", "refs/heads/side", third)
+    pair.start("a")
+    refused = pair.admin("thaw", "team/app")
+    assert refused.code == 1
+    assert "its other refs are not those of version 2" in refused.err and "--demote a" in refused.err
+    assert pair.version() == 2 and status(pair)["state"] == "frozen"
+    assert pair.admin("thaw", "team/app", "--demote", "a").code == 0
+    pair.converge()
+    assert shown(pair, "a") == {first, second}
+    assert lost(pair, "a") == {"refs/heads/main": third, "refs/heads/side": third}
+    works_everywhere(pair, "a")
+
+
 def test_a_quarantined_leader_whose_disk_comes_back(pair: Cluster) -> None:
     """G7: the disk that was not mounted is mounted after all: what it holds is what it should, so it is trusted."""
-    work, first, second = filled(pair)
+    _work, first, second = filled(pair)
     pair.stop("b")
     away = pair.directory / "unmounted"
     shutil.move(pair.disk("a"), away)
@@ -262,7 +301,7 @@ def older(cluster: Cluster, version: int = 1) -> None:
 @pytest.mark.parametrize("running", [True, False], ids=["up", "down"])
 def test_a_database_older_than_the_disks_freezes(running: bool, pair: Cluster) -> None:
     """G7: nothing is served or written, and neither the disks nor the log are changed."""
-    work, first, second = filled(pair)
+    work, _first, second = filled(pair)
     if running:
         older(pair)
     else:
@@ -283,7 +322,7 @@ def test_a_database_older_than_the_disks_freezes(running: bool, pair: Cluster) -
 
 def test_a_database_older_than_the_disks_by_versions_that_cancel_out(pair: Cluster) -> None:
     """G7: the refs of version 3 are those of version 1; only the markers tell, and they count."""
-    work, first, second = filled(pair)
+    work, first, _second = filled(pair)
     pair.ok("push", "--quiet", "--force", pair.url("a"), f"{first}:main", cwd=work)
     pair.converge()
     older(pair)
@@ -294,15 +333,19 @@ def test_a_database_older_than_the_disks_by_versions_that_cancel_out(pair: Clust
 
 
 def test_promoting_a_disk_over_an_older_database(pair: Cluster) -> None:
-    """G7: what the disk holds becomes a version again, and every device follows it."""
-    work, first, second = filled(pair)
+    """G7: what the disk holds becomes a version again, and every device follows it, also one that is ahead, too."""
+    work, first, _second = filled(pair)
+    third = pair.commit(work, "third")
+    pair.ok("push", "--quiet", pair.url("a"), "main", cwd=work)
+    pair.converge()
     older(pair)
     assert "is frozen" in push(pair, "a", work).err
     done = pair.admin("thaw", "team/app", "--promote", "a")
     assert done.code == 0, done.text
     pair.converge()
     assert pair.version() == 2
-    assert shown(pair, "a") == shown(pair, "b") == {first, second}
+    assert shown(pair, "a") == shown(pair, "b") == {first, third}
+    assert lost(pair, "b") == {}
     works_everywhere(pair, "b")
 
 
@@ -325,7 +368,11 @@ def test_an_older_database_that_is_replaced_by_the_right_one(pair: Cluster) -> N
     """G7: plain thaw ends the freeze; nothing was changed meanwhile."""
     work, first, second = filled(pair)
     number = pair.snapshot().repository.id
-    sql(pair, "create table saved_push as select * from push", "create table saved_ref as select * from push_ref")
+    sql(
+        pair,
+        "create table saved_push as select * from push",
+        "create table saved_ref as select * from push_ref",
+    )
     older(pair)
     assert "is frozen" in push(pair, "a", work).err
     sql(
@@ -356,10 +403,10 @@ def loose(cluster: Cluster, device: str, oid: str) -> Path:
         shutil.move(packs, aside)
         for pack in aside.glob("*.pack"):
             with pack.open("rb") as file:
-                import subprocess
-
                 subprocess.run(
-                    ["git", f"--git-dir={cluster.disk(device)}", "unpack-objects", "-q"], stdin=file, check=True
+                    ["git", f"--git-dir={cluster.disk(device)}", "unpack-objects", "-q"],
+                    stdin=file,
+                    check=True,
                 )
         packs.mkdir()
     assert path.exists()
@@ -369,7 +416,7 @@ def loose(cluster: Cluster, device: str, oid: str) -> Path:
 @pytest.mark.parametrize("how", ["missing", "damaged"])
 def test_verify_finds_a_bad_object_and_rebuilds(how: str, pair: Cluster) -> None:
     """G7: from another device; the damaged copy is set aside, not deleted."""
-    work, first, second = filled(pair)
+    _work, _first, second = filled(pair)
     victim = loose(pair, "b", on_disk(pair, "b", "rev-parse", f"{second}:second.txt"))
     victim.chmod(0o644)
     if how == "missing":
@@ -389,7 +436,7 @@ def test_verify_finds_a_bad_object_and_rebuilds(how: str, pair: Cluster) -> None
 
 def test_verify_does_not_touch_the_last_copy(pair: Cluster) -> None:
     """G7: damaged, and nobody else has it: said, and left as it is."""
-    work, first, second = filled(pair)
+    work, _first, _second = filled(pair)
     pair.stop("b")
     third = pair.commit(work, "only on a")
     pair.ok("push", "--quiet", pair.url("a"), "main", cwd=work)
@@ -404,7 +451,7 @@ def test_a_leader_with_a_bad_object_empties_nobody(make_cluster: MakeCluster) ->
     """G7: who syncs from it gets an error and goes on to the next leader."""
     cluster = make_cluster("abc", heal="manual")
     cluster.create("team/app")
-    work, first, second = filled(cluster)
+    work, first, _second = filled(cluster)
     cluster.stop("c")
     third = cluster.commit(work, "third")
     cluster.ok("push", "--quiet", cluster.url("a"), "main", cwd=work)
@@ -457,10 +504,10 @@ def test_a_sync_killed_between_the_refs_and_the_row(pair: Cluster) -> None:
 
 def test_a_sync_killed_between_two_refs(pair: Cluster) -> None:
     """G7: a part of the refs moved: the rest follows."""
-    work, first, _ = filled(pair)
+    work, _first, _ = filled(pair)
     pair.stop("b")
     third = pair.commit(work, "third")
-    pair.ok("push", "--quiet", pair.url("a"), "main", "main:side", ":nothing", "main:new", cwd=work)
+    pair.ok("push", "--quiet", pair.url("a"), "main", "main:side", "main:new", cwd=work)
     on_disk(pair, "b", "fetch", "--quiet", str(work), "main")
     on_disk(pair, "b", "update-ref", "refs/heads/side", third)
     pair.start("b")

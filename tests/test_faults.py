@@ -12,14 +12,23 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from cluster import embedded
-from cluster.db import lock_label
+from cluster.config import WritesSection
+from cluster.db import Database, LockHolder, lock_label
 from cluster.faults import Step
+from cluster.gate import fresh
+from cluster.model import Intent, RefUpdate
+from cluster.node import Node
+from cluster.peer import Peers
+from cluster.store import Store
+from cluster.versions import updated
 from tests.breaking import (
     MakeCluster,
     acknowledged,
@@ -265,7 +274,9 @@ def test_a_client_that_is_killed_in_upload_costs_nothing(cluster: Cluster) -> No
 def test_git_outlives_its_daemon(cluster: Cluster) -> None:
     """G6: a killed daemon's receive-pack may still move refs, so until it has ended no thaw decides anything."""
     work, old = first_push(cluster)
-    on_disk(cluster, "a", "config", "receive.keepAlive", "0")  # else Git notices after 5 s that nobody listens
+    on_disk(
+        cluster, "a", "config", "receive.keepAlive", "0"
+    )  # else Git notices after 5 s that nobody listens
     held = hold(cluster, "a")
     new = cluster.commit(work, "moved by an orphan")
     pushing = cluster.spawn("push", cluster.url("a"), "main", cwd=work)
@@ -325,7 +336,7 @@ def test_a_database_that_comes_back_in_time(
 ) -> None:
     """G2: away between intend and commit, it is waited for; the pusher is told, and then that it went well."""
     cluster = alone()
-    work, old = first_push(cluster)
+    work, _old = first_push(cluster)
     held = hold(cluster, "a")
     new = cluster.commit(work, "late")
     pushing = cluster.spawn("push", "--progress", cluster.url("a"), "main", cwd=work)
@@ -431,7 +442,7 @@ def heard(process: subprocess.Popen[str], words: str) -> str:
 
 def test_who_waits_for_the_lock_is_told_for_whom_and_leaves_nothing_behind(cluster: Cluster) -> None:
     """Who holds it, where, since when; a pusher who gives up is in no queue any more, of a device or of PostgreSQL."""
-    work, old = first_push(cluster)
+    work, _old = first_push(cluster)
     cluster.commit(work, "waits")
     with locked(cluster):
         first, second, third = (
@@ -440,7 +451,9 @@ def test_who_waits_for_the_lock_is_told_for_whom_and_leaves_nothing_behind(clust
         )
         for pusher in (first, second, third):
             line = heard(pusher, "waiting for the write lock")
-            assert re.search(r"waiting for the write lock: eve holds it on c since \d\d:\d\d:\d\d UTC", line), line
+            assert re.search(
+                r"waiting for the write lock: eve holds it on c since \d\d:\d\d:\d\d UTC", line
+            ), line
         for pusher in (first, second, third):
             kill_group(pusher)
         cluster.wait(lambda: not queue(cluster), "nobody is queued any more")
@@ -477,7 +490,9 @@ def test_a_pusher_gives_up_after_lock_timeout(make_cluster: MakeCluster) -> None
     with locked(cluster):
         late = push(cluster, "b", work)
         assert late.code != 0
-        assert "! [remote rejected] main -> main (gave up after waiting 2 s for the write lock: eve" in late.err
+        assert (
+            "! [remote rejected] main -> main (gave up after waiting 2 s for the write lock: eve" in late.err
+        )
         assert "push again later" in late.err
     assert cluster.version() == 1 and not queue(cluster)
     assert push(cluster, "b", work).code == 0
@@ -503,6 +518,54 @@ def test_who_comes_while_a_commit_is_in_flight_waits_for_it(make_cluster: MakeCl
     assert slow.wait(30) == 0
     assert new in reader.communicate(timeout=30)[0]
     works_everywhere(cluster, "b")
+
+
+def test_a_reader_between_an_intent_and_its_commit_is_not_told_of_a_freeze(cluster: Cluster) -> None:
+    """G6: intent seen, then the push commits and gives its lock back, then the lock is looked at: that is no freeze.
+
+    Tried on device a's own database and disk, with the push put between the reader's two looks.
+    """
+    work, _ = first_push(cluster)
+    cluster.stop("a")
+    new = cluster.commit(work, "in between")
+    on_disk(cluster, "a", "fetch", "--quiet", str(work), "main")
+    before = cluster.snapshot()
+    number, base = before.repository.id, before.repository.position
+    move = RefUpdate("refs/heads/main", cluster.refs("b")["refs/heads/main"], new)
+    intent = Intent(uuid4(), uuid4(), "demo", "ssh", "", datetime.now(UTC), (move,))
+    with (
+        Passing(cluster.database).open() as db,
+        cluster.db.dedicated() as connection,
+    ):
+        cluster.db.intend(connection, number, "a", base, intent)
+        during = cluster.snapshot()
+
+        def commit() -> None:
+            on_disk(cluster, "a", "update-ref", move.ref, move.new, move.old)
+            after = updated(base.checksum, [move])
+            position = cluster.db.commit(number, "a", base, after, intent, [move], connection=connection)
+            store.mark(number, position)
+
+        db.meanwhile = commit
+        store = Store(cluster.devices["a"].data_dir, "a", cluster.db.cluster_id())
+        peers = Peers.from_file(cluster.devices["a"].directory / "device_ed25519")
+        node = Node("a", WritesSection(), db, store, peers)
+        shown_now = fresh(node, during, lambda line: None, lambda: False)
+        assert shown_now.repository.version == 2
+    cluster.start("a")
+    works_everywhere(cluster, "a")
+
+
+class Passing(Database):
+    """The real database, to which something happens right before the next look at the write lock."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def write_lock_holder(self, repository_id: int) -> LockHolder | None:
+        if self.meanwhile is not None:
+            self.meanwhile()
+            self.meanwhile = None
+        return super().write_lock_holder(repository_id)
 
 
 def queue(cluster: Cluster) -> list[object]:

@@ -152,7 +152,9 @@ def interrupted(cluster: Cluster, state: str) -> tuple[str, str]:
     if state == "some":
         on_disk(cluster, "a", "update-ref", "refs/heads/other", old, new)
     if state == "elsewhere":
-        on_disk(cluster, "a", "update-ref", "refs/heads/other", on_disk(cluster, "a", "rev-parse", f"{old}^"), new)
+        on_disk(
+            cluster, "a", "update-ref", "refs/heads/other", on_disk(cluster, "a", "rev-parse", f"{old}^"), new
+        )
     cluster.start("a")
     assert replica(cluster, "a")["state"] == "frozen"
     return old, new
@@ -167,8 +169,10 @@ def untouched(cluster: Cluster, refs: dict[str, str]) -> None:
 
 
 def disk_refs(cluster: Cluster, device: str) -> dict[str, str]:
-    lines = on_disk(cluster, device, "for-each-ref", "--format=%(refname) %(objectname)", "refs/heads").splitlines()
-    return {name: oid for name, oid in (line.split(" ") for line in lines)}
+    lines = on_disk(
+        cluster, device, "for-each-ref", "--format=%(refname) %(objectname)", "refs/heads"
+    ).splitlines()
+    return {line.split(" ")[0]: line.split(" ")[1] for line in lines}
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -271,7 +275,12 @@ def test_refs_under_lost_are_hidden_and_outside_the_checksum(pair: Cluster) -> N
     clone = pair.directory / "clone"
     pair.ok("clone", "--quiet", "--mirror", pair.url("a"), str(clone))
     assert pair.git("cat-file", "-e", new, cwd=clone).code != 0
-    for refspec in (f":{name}", f"main:{name}", "main:refs/cluster/lost/mine", "main:refs/cluster/staged/mine"):
+    for refspec in (
+        f":{name}",
+        f"main:{name}",
+        "main:refs/cluster/lost/mine",
+        "main:refs/cluster/staged/mine",
+    ):
         refused = push(pair, "a", work, refspec)
         assert refused.code != 0, refused.text
     assert set(lost(pair, "a").values()) == {new}
@@ -283,7 +292,7 @@ def test_refs_under_lost_are_hidden_and_outside_the_checksum(pair: Cluster) -> N
 
 
 def test_demoting_the_only_holder_of_acknowledged_versions_asks_for_consent(pair: Cluster) -> None:
-    """G8: each lost version is listed; with --accept-loss the next version says so, and the demoted device ends equal."""
+    """G8: each lost version is listed; with --accept-loss the next version says so, and all end equal."""
     work, old = first_push(pair)
     pair.stop("b")
     second, third = (pair.commit(work, text) for text in ("second", "third"))
@@ -293,7 +302,9 @@ def test_demoting_the_only_holder_of_acknowledged_versions_asks_for_consent(pair
     pair.start("b")
     unavailable = pair.git("ls-remote", pair.url("b"))
     assert unavailable.code != 0
-    assert "version 3 of team/app cannot be fetched from where it is: a (offline)" in polite(pair, unavailable.err)
+    assert "version 3 of team/app cannot be fetched from where it is: a (offline)" in polite(
+        pair, unavailable.err
+    )
     assert status(pair)["state"] == "unavailable"
 
     for options in (["--demote", "a"], ["--promote", "b"]):
@@ -306,7 +317,11 @@ def test_demoting_the_only_holder_of_acknowledged_versions_asks_for_consent(pair
         for shown_text in (refused.text, dry.text):
             assert re.search(r"LOST: version 2, acknowledged to demo on a at \d{4}-", shown_text), shown_text
             assert re.search(r"LOST: version 3, acknowledged to demo on a at \d{4}-", shown_text)
-            assert second[:12] in shown_text and third[:12] in shown_text and "refs/heads/only-here" in shown_text
+            assert (
+                second[:12] in shown_text
+                and third[:12] in shown_text
+                and "refs/heads/only-here" in shown_text
+            )
         assert pair.version() == 3
     dry_json = json.loads(pair.admin("thaw", "team/app", "--demote", "a", "--dry-run", "--json").out)
     assert dry_json["lost_versions"] == [2, 3] and dry_json["dry_run"] is True

@@ -78,7 +78,8 @@ def test_g3_eight_pushers_to_one_branch(make_cluster: Make) -> None:
         while waiting:
             done = dict(
                 pool.map(
-                    lambda n: (n, app.cluster.git("push", "origin", "HEAD:main", cwd=copies[n])), sorted(waiting)
+                    lambda n: (n, app.cluster.git("push", "origin", "HEAD:main", cwd=copies[n])),
+                    sorted(waiting),
                 )
             )
             winners = {number for number, push in done.items() if push.code == 0}
@@ -87,7 +88,11 @@ def test_g3_eight_pushers_to_one_branch(make_cluster: Make) -> None:
                 assert "fetch first" in done[number].err
             waiting -= winners
             rounds += 1
-            all_done(pool, lambda n: void(app.git("pull", "--quiet", "--rebase", "origin", "main", cwd=copies[n])), waiting)
+            all_done(
+                pool,
+                lambda n: void(app.git("pull", "--quiet", "--rebase", "origin", "main", cwd=copies[n])),
+                waiting,
+            )
     assert rounds == 8
     in_order(app, 9)
     clone = app.clone("b")

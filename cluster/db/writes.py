@@ -111,7 +111,7 @@ class Writes(Connections):
                     """update replica r set intent_token = %(token)s, intent_push = %(push)s, intent_actor = %(actor)s,
                               intent_via = %(via)s, intent_address = %(address)s, intent_at = now(),
                               intent_refs = %(refs)s
-                         from device d, repository p
+                         from device d, (select * from repository where id = %(id)s for share) p
                         where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
                           and p.id = r.repository_id and p.name is not null and p.frozen is null
                           and p.version = %(version)s and r.version = %(version)s and r.checksum = %(checksum)s

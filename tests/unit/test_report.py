@@ -1,0 +1,261 @@
+"""The commands and the report of a push, read along and rewritten: from Git itself, from enemies, in any pieces."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from dulwich.protocol import pkt_line
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.model import RefUpdate
+from cluster.report import BAND, Commands, Report, frame, packets
+
+ZERO = "0" * 40
+FLUSH = pkt_line(None)
+
+OIDS = st.sampled_from([ZERO, "1" * 40, "abcdef0000" * 4, "a" * 64])
+REFS = st.sampled_from(["main", "x0000", "0000", "a b", "caf\xe9", "\udcff", "x" * 300, "0", "ok", "ng"]).map(
+    "refs/heads/{}".format
+)
+UPDATES = st.lists(st.builds(RefUpdate, REFS, OIDS, OIDS), min_size=1, max_size=6)
+CAPABILITIES = st.frozensets(
+    st.sampled_from([b"report-status", b"report-status-v2", b"side-band-64k", b"atomic", b"agent=git/2.39"])
+)
+LENGTHS = st.sampled_from(
+    [b"0000", b"0001", b"0003", b"0004", b"0005", b"ffff", b"FFF0", b"-001", b"+00a", b"0_0a", b" 00a"]
+)
+SCRAPS = st.sampled_from([b"\0", b"ng refs/heads/main x", b"unpack ok\n"])
+HOSTILE = st.lists(st.one_of(st.binary(max_size=40), LENGTHS, SCRAPS), max_size=12).map(b"".join)
+
+
+def raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def command_list(updates: Sequence[RefUpdate], capabilities: frozenset[bytes]) -> bytes:
+    """As a client sends it: the capabilities behind the first command."""
+    lines = [raw(f"{u.old} {u.new} {u.ref}") for u in updates]
+    lines[0] += b"\0 " + b" ".join(sorted(capabilities))
+    return b"".join(pkt_line(line) for line in lines) + FLUSH
+
+
+def report_of(lines: Sequence[bytes]) -> bytes:
+    return b"".join(pkt_line(line) for line in lines) + FLUSH
+
+
+LINES = st.lists(
+    st.one_of(
+        REFS.map(lambda ref: b"ok " + raw(ref) + b"\n"),
+        REFS.map(lambda ref: b"ng " + raw(ref) + b" non-fast-forward\n"),
+        st.just(b"option old-oid " + b"0" * 40 + b"\n"),
+    ),
+    max_size=8,
+).map(lambda lines: [b"unpack ok\n", *lines])
+
+
+def pieces(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
+    """`data`, cut into pieces of `sizes` over and over."""
+    at = number = 0
+    while at < len(data):
+        size = sizes[number % len(sizes)]
+        yield data[at : at + size]
+        at, number = at + size, number + 1
+
+
+SIZES = st.lists(st.sampled_from([1, 2, 3, 4, 5, 7, 64, 65536]), min_size=1, max_size=4)
+
+
+# Commands
+
+
+@given(UPDATES, CAPABILITIES, st.binary(max_size=50), SIZES)
+def test_commands_are_read_whatever_the_pieces(
+    updates: list[RefUpdate], capabilities: frozenset[bytes], pack: bytes, sizes: list[int]
+) -> None:
+    commands = Commands()
+    for piece in pieces(command_list(updates, capabilities) + pack, sizes):
+        commands.feed(piece)
+    commands.wait()
+    assert commands.updates == updates
+    assert commands.capabilities == capabilities
+    assert commands.side_band == (b"side-band-64k" in capabilities)
+    assert commands.wants_report == bool(capabilities & {b"report-status", b"report-status-v2"})
+
+
+@given(HOSTILE, SIZES)
+def test_any_bytes_as_commands_are_survived(data: bytes, sizes: list[int]) -> None:
+    whole, cut = Commands(), Commands()
+    whole.feed(data)
+    for piece in pieces(data, sizes):
+        cut.feed(piece)
+    assert (cut.updates, cut.capabilities) == (whole.updates, whole.capabilities)
+    cut.end()
+    cut.wait()
+    assert cut.side_band in (True, False) and cut.wants_report in (True, False)
+
+
+@pytest.mark.parametrize("length", [b"+00a", b"-001", b"0_0a", b" 00a", b"0x0a", b"\xd9\xa1\xd9\xa1"])
+def test_a_length_is_four_hex_digits_and_nothing_else(length: bytes) -> None:
+    """Python's int() reads more than Git does: what Git refuses must not be read differently here."""
+    commands = Commands()
+    commands.feed(length + b"a b refs/heads/main\0report-status" + FLUSH)
+    commands.wait()
+    assert commands.updates == [] and not commands.wants_report
+
+
+def test_shallow_lines_are_no_commands() -> None:
+    commands = Commands()
+    update = RefUpdate("refs/heads/main", ZERO, "1" * 40)
+    commands.feed(pkt_line(b"shallow " + b"1" * 40) + command_list([update], frozenset({b"report-status"})))
+    assert commands.updates == [update] and commands.wants_report
+
+
+# The report
+
+
+def answered(lines: bytes, capabilities: frozenset[bytes], sizes: Sequence[int], **why: object) -> bytes:
+    """What the client gets when receive-pack reports `lines`, piece by piece, and is asked after each."""
+    commands, report = Commands(), Report()
+    commands.feed(command_list([RefUpdate("refs/heads/main", ZERO, "1" * 40)], capabilities))
+    reasons, failed = why.get("reasons", {}), why.get("failed")
+    out = b""
+    for piece in pieces(lines, sizes):
+        report.feed(piece)
+        out += report.take(commands, reasons, failed)  # type: ignore[arg-type]
+    report.trailer = FLUSH if b"side-band-64k" in capabilities else b""
+    report.end()
+    return out + report.take(commands, reasons, failed)  # type: ignore[arg-type]
+
+
+PLAIN = frozenset({b"report-status"})
+BANDED = PLAIN | {b"side-band-64k"}
+
+
+@given(LINES, SIZES)
+def test_a_report_without_reasons_is_byte_for_byte_gits(lines: list[bytes], sizes: list[int]) -> None:
+    text = report_of(lines)
+    assert answered(text, PLAIN, sizes) == text
+    assert answered(text, BANDED, sizes) == frame(b"\1", text) + FLUSH
+
+
+@given(LINES, SIZES)
+def test_only_the_refs_with_a_reason_are_told_another(lines: list[bytes], sizes: list[int]) -> None:
+    reasons = {"refs/heads/main": "fetch first: it\nmoved", "refs/heads/caf\xe9": "why"}
+    wanted = []
+    for line in lines:
+        word, _, rest = line.partition(b" ")
+        ref = rest.split(b" ")[0].decode("utf-8", "surrogateescape").rstrip("\n")
+        told = word == b"ng" and ref in reasons
+        wanted.append(b"ng " + raw(ref) + b" " + raw(" ".join(reasons[ref].split())) + b"\n" if told else line)
+    assert answered(report_of(lines), PLAIN, sizes, reasons=reasons) == report_of(wanted)
+
+
+@given(LINES, SIZES)
+def test_a_failed_commit_is_ng_for_every_ref(lines: list[bytes], sizes: list[int]) -> None:
+    text = answered(report_of(lines), PLAIN, sizes, failed="the database stayed away")
+    assert text == report_of([b"unpack ok\n", b"ng refs/heads/main the database stayed away\n"])
+    assert b"ok refs/" not in text
+
+
+@given(HOSTILE, SIZES, st.sampled_from([PLAIN, BANDED, frozenset[bytes]()]))
+def test_any_bytes_as_a_report_are_survived(data: bytes, sizes: list[int], capabilities: frozenset[bytes]) -> None:
+    out = answered(data, capabilities, sizes, reasons={"refs/heads/main": "why", "": "none"})
+    assert out == b"" or capabilities
+    assert b"ok refs/" not in answered(data, capabilities, sizes, failed="no")
+
+
+def test_nothing_is_told_to_who_did_not_ask() -> None:
+    assert answered(report_of([b"unpack ok\n"]), frozenset(), [7]) == b""
+
+
+def test_a_long_report_takes_time_in_proportion() -> None:
+    """100,000 refs: a second, not minutes."""
+    text = report_of([b"unpack ok\n", *(b"ng refs/heads/%06d no\n" % number for number in range(100_000))])
+    begun = time.monotonic()
+    assert answered(text, PLAIN, [65536]) == text
+    assert time.monotonic() - begun < 10
+
+
+def test_a_report_longer_than_a_band() -> None:
+    text = report_of([b"unpack ok\n", *(b"ok refs/heads/%05d\n" % number for number in range(10_000))])
+    framed = list(packets(io.BytesIO(answered(text, BANDED, [65536]))))
+    assert all(len(packet.payload) <= BAND + 1 for packet in framed)
+    assert b"".join(packet.payload[1:] for packet in framed if not packet.flush) == text
+    assert [packet.flush for packet in framed].count(True) == 1 and framed[-1].flush
+
+
+# Packets
+
+
+@given(st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=300)), max_size=20))
+def test_packets_are_byte_for_byte_what_they_came_as(payloads: list[bytes | None]) -> None:
+    data = b"".join(pkt_line(payload) for payload in payloads)
+    found = list(packets(io.BytesIO(data)))
+    assert b"".join(packet.raw for packet in found) == data
+    assert [None if packet.flush else packet.payload for packet in found] == payloads
+
+
+@given(HOSTILE)
+def test_any_bytes_as_packets_come_to_an_end(data: bytes) -> None:
+    found = list(packets(io.BytesIO(data)))
+    assert sum(len(packet.raw) for packet in found) <= len(data)
+
+
+# A real conversation
+
+
+@pytest.mark.parametrize("version", ["0", "1"])
+def test_what_git_itself_says_passes_unchanged(tmp_path: Path, version: str) -> None:
+    """A push by stock Git, recorded on both sides of stock receive-pack, read along as the session does."""
+    recorder = tmp_path / "record"
+    recorder.write_text(
+        '#!/bin/sh\nfor name; do :; done\ntee "$RECORD/sent" | git receive-pack "$name" | tee "$RECORD/heard"\n'
+    )
+    recorder.chmod(0o755)
+    env = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
+        **dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "T"),
+        **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "t@example.com"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "RECORD": str(tmp_path),
+    }
+
+    def git(*arguments: str, code: int = 0) -> None:
+        done = subprocess.run(["git", *arguments], cwd=tmp_path, env=env, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+
+    git("init", "--quiet", "--bare", "origin")
+    git("init", "--quiet", "-b", "main", ".")
+    git("commit", "--quiet", "--allow-empty", "-m", "one")
+    git("push", "--quiet", "origin", "main:taken/by/this")
+    git(
+        "-c", f"protocol.version={version}", "push", f"--receive-pack={recorder}", "origin",
+        "main", "main:new/one", "main:taken", code=1,
+    )  # fmt: skip
+    sent, heard = (tmp_path / "sent").read_bytes(), (tmp_path / "heard").read_bytes()
+    commands, report = Commands(), Report()
+    commands.feed(sent)
+    assert {update.ref for update in commands.updates} == {"refs/heads/main", "refs/heads/new/one", "refs/heads/taken"}
+    assert commands.side_band and commands.wants_report
+    stream, out = io.BytesIO(heard), b""
+    for packet in packets(stream):
+        out += packet.raw
+        if packet.flush:
+            break
+    for packet in packets(stream):
+        if packet.payload[:1] == b"\1":
+            report.feed(packet.payload[1:])
+        elif packet.flush:
+            report.trailer = packet.raw
+        else:
+            out += packet.raw
+    report.end()
+    assert out + report.take(commands, {}, None) == heard
