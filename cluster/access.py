@@ -1,6 +1,6 @@
 """Who may do what to a repository: grants in, a decision and its reason out. No input or output of its own.
 
-The reason is for people: it is what `git cluster access` prints, and the log of a request that was refused.
+The reason is for people: it is what `git-cluster access` prints, and the log of a request that was refused.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from uuid import uuid4
 
 from cluster import git
 from cluster.client import Client
-from cluster.errors import ClusterError, Frozen, GitFailed, NotFound, Refused, UsageError
+from cluster.errors import ClusterError, Frozen, GitFailed, NotFound, Refused, ReplicaUnfit, UsageError
 from cluster.gate import refuse_frozen_by_hand
 from cluster.heal import alive, describe, resolve, still
 from cluster.locks import write_lock
-from cluster.model import HEAD, RefUpdate, Snapshot
+from cluster.model import HEAD, RefUpdate, Repository, Snapshot
 from cluster.names import OperatorCommand, ref_name, repository_name
 from cluster.node import Node
 from cluster.sync import Say, catch_up, other_history
@@ -122,7 +122,7 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
         assert mine is not None
         if snapshot.repository.version != arguments.get("base"):
             raise Refused(f"{repository.name} changed meanwhile", hint="look again with --dry-run")
-        refs = node.store.refs(repository.id)
+        refs = _readable_refs(node, repository)
         values = {value for ref, value in refs.items() if ref != HEAD}
         if not node.store.connected(repository.id, values, []):
             raise Refused(
@@ -170,6 +170,16 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
         node.store.remember(repository.id, position.checksum)
         node.store.mark(repository.id, position)
         return {"lines": lines, "version": position.version}
+
+
+def _readable_refs(node: Node, repository: Repository) -> dict[str, str]:
+    try:
+        return node.store.refs(repository.id)
+    except ReplicaUnfit as error:
+        raise Refused(
+            f"device {node.name}'s copy cannot be read, so it cannot be the truth",
+            hint=f"put its disk back, or promote another device: `git-cluster status {repository.name}` shows them",
+        ) from error
 
 
 def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:

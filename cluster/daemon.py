@@ -30,10 +30,11 @@ from cluster.config import Config
 from cluster.db import Database
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Faults
+from cluster.keyfiles import load_key
 from cluster.model import Actor, ActorKind, DeviceMode, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
-from cluster.peer import Peers, load_key
+from cluster.peer import Peers
 from cluster.receive import disk_full
 from cluster.ssh import SshServer
 from cluster.store import FileLock, Store

@@ -133,12 +133,13 @@ def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def refuse_frozen(node: Node, snapshot: Snapshot) -> None:
-    """Raise Frozen where a push would be refused at "clear" anyway: before anything is uploaded."""
+def refuse_frozen(node: Node, repository_id: int) -> None:
+    """Raise Frozen where a push would be refused at "clear" anyway: before its objects are sent to peers."""
+    snapshot = node.db.snapshot_of(repository_id)
     refuse_frozen_by_hand(snapshot)
     owner = snapshot.intent_owner
-    if owner is not None and node.db.write_lock_holder(snapshot.repository.id) is None:
-        now = node.db.snapshot_of(snapshot.repository.id).intent_owner
+    if owner is not None and node.db.write_lock_holder(repository_id) is None:
+        now = node.db.snapshot_of(repository_id).intent_owner
         if now is not None and now.intent == owner.intent:
             raise interrupted(snapshot, owner)
 

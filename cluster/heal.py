@@ -90,6 +90,7 @@ def _resolve(
         names = ", ".join(f"{update.ref} is at {value[:12]}" for update, value in found.elsewhere)
         raise _for_a_person(node, snapshot, intent, names)
     lines = [describe(update) for update in found.moved]
+    does = "would be" if dry_run else "is"
     if found.moved and not found.unmoved:
         assert mine.position is not None
         checksum = updated(mine.position.checksum, found.moved)
@@ -103,14 +104,14 @@ def _resolve(
             )
             node.store.remember(repository.id, checksum)
             node.store.mark(repository.id, position)
-        return [f"every ref of the push by {intent.actor} moved: it is committed as a version", *lines]
+        return [f"every ref of the push by {intent.actor} moved: it {does} committed as a version", *lines]
     if not dry_run:
         put_back(node, repository.id, found.moved)
         node.db.clear_intent(repository.id, intent.token)
     if not found.moved:
-        return [f"no ref of the push by {intent.actor} moved: it is called off"]
+        return [f"no ref of the push by {intent.actor} moved: it {does} called off"]
     return [
-        f"a part of the push by {intent.actor} moved: it is put back, and kept under refs/cluster/lost/",
+        f"a part of the push by {intent.actor} moved: it {does} put back, and kept under refs/cluster/lost/",
         *lines,
     ]
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from cluster import keys
 from cluster.db import Database
 from cluster.errors import ClusterError
+from cluster.keyfiles import write_keypair
 from cluster.model import Level
-from cluster.peer import write_keypair
 
 USER = "demo"
 READY = 30.0

@@ -24,9 +24,10 @@ from urllib.parse import urlsplit
 from cluster import keys
 from cluster.db import Database
 from cluster.errors import ClusterError, PeerFailed
+from cluster.keyfiles import generate_key, write_keypair
 from cluster.model import Device
 from cluster.names import OperatorCommand
-from cluster.peer import Peers, generate_key, write_keypair
+from cluster.peer import Peers
 
 KEY_SECONDS = 3600
 """How long an operator's key is valid at most. The longest command is the push of an import."""
@@ -36,6 +37,9 @@ FINISH_TIMEOUT = 10.0
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes of one line of an answer, which may list every ref of a repository."""
+
+_REFUSED = "This command registered it, for an hour, in its own database: is that the device's database too?"
+"""What to do where a device does not know an operator's key."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +90,7 @@ def operator(db: Database) -> Iterator[Operator]:
     with db.operator_key(
         keys.fingerprint(key.asbytes()), f"{key.get_name()} {key.get_base64()}", seconds=KEY_SECONDS
     ):
-        peers = Peers(key)
+        peers = Peers(key, whose="the key of this command", if_refused=_REFUSED)
         try:
             yield Operator(peers)
         finally:

@@ -41,21 +41,22 @@ def push(node: Node, request: Request, client: Client) -> int:
     """A push. The steps, and what a failure at each of them leaves behind: docs/write-protocol.md."""
     node.reach(Step.AUTHORIZE)
     snapshot = authorize(node, request)
-    refuse_frozen(node, snapshot)
     node.reach(Step.CATCH_UP)
     snapshot = fresh(node, snapshot, client.say, lambda: client.gone)
+    repository = snapshot.repository
     node.reach(Step.RECEIVE)
     with receiving(node, request, snapshot, client) as git_push:
         if proposal := git_push.proposal():
             with git_push.explaining():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
+                refuse_frozen(node, repository.id)
                 push_id = uuid4()
                 with (
                     staged(
                         node, snapshot, push_id, proposal.updates, proposal.quarantine, git_push.say
                     ) as copies,
-                    writing(node, snapshot.repository, request, git_push.lock, git_push.say, client) as write,
+                    writing(node, repository, request, git_push.lock, git_push.say, client) as write,
                 ):
                     write.clear()
                     write.settle(git_push.say, lambda: client.gone)

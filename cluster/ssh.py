@@ -3,10 +3,11 @@
     SshServer        listens; knows every connection; ends those that do not log in
         _Connection  one client: which key it proved, what it may ask for (nothing but exec)
             _Session one channel: its GIT_PROTOCOL, its command
-                ChannelClient   the Client that the command's handler speaks to
+                ChannelClient   the Client that the command's handler speaks to (cluster/ssh_channel.py)
 
 What a connection's thread (paramiko's) does must not block others: a database lookup here delays this client alone.
 Everybody on the network can reach what runs before authentication; it is bounded in time, number and memory.
+What paramiko itself lacks for that is in cluster/wire.py and cluster/ssh_wire.py.
 """
 
 from __future__ import annotations
@@ -17,24 +18,18 @@ import hashlib
 import logging
 import re
 import secrets
-import select
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import paramiko  # type: ignore[import-untyped,unused-ignore]
-from paramiko.auth_handler import AuthHandler  # type: ignore[import-untyped,unused-ignore]
 from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     AUTH_FAILED,
     AUTH_SUCCESSFUL,
     MIN_WINDOW_SIZE,
-    MSG_CHANNEL_DATA,
-    MSG_CHANNEL_EXTENDED_DATA,
-    MSG_CHANNEL_REQUEST,
     OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
     OPEN_FAILED_RESOURCE_SHORTAGE,
     OPEN_SUCCEEDED,
@@ -42,9 +37,11 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
 
 from cluster.client import Client
 from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, SchemaMismatch
+from cluster.keyfiles import load_key
 from cluster.model import Actor
 from cluster.names import Command, parse_command
-from cluster.peer import PREFIX, WINDOW, Wire, load_key
+from cluster.ssh_channel import ChannelClient
+from cluster.ssh_wire import ServerWire, UnusableKey
 
 LOGIN_GRACE = 30.0
 """Seconds from connecting to a proven key."""
@@ -58,18 +55,12 @@ MAX_CHANNELS = 10
 FAREWELL = 1.0
 """Seconds for a client to hang up by itself, once its command has ended."""
 
-HEAR_MS = 10
-"""Milliseconds to wait for the client's list of algorithms before sending ours."""
-
 _PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")
 _AWAY = "the cluster's database is away; try again in a moment"
 _CLOSING = "this device is shutting down"
-_LOST = (paramiko.SSHException, EOFError, OSError)
 
-# Its stubs describe only what is public. We build on more, so to the type checker these are Any.
+# Its stubs describe only what is public. We build on more, so to the type checker it is Any.
 _ServerInterface: Any = paramiko.ServerInterface
-_AuthHandler: Any = AuthHandler
-_Channel: Any = paramiko.Channel
 
 log = logging.getLogger(__name__)
 
@@ -85,58 +76,6 @@ class Handlers(Protocol):
 
     def greeting(self, actor: Actor) -> str:
         """What somebody reads who logs in without a command."""
-
-
-class ChannelClient:
-    """The far end of an SSH channel, as a Client."""
-
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-        self._ahead = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        if not self._ahead:
-            try:  # all there is: paramiko's buffer is cheap to empty and dear to take pieces from
-                self._ahead = memoryview(self._channel.recv(WINDOW))
-            except _LOST:
-                return b""
-        data, self._ahead = self._ahead[:size], self._ahead[size:]
-        return bytes(data)
-
-    def write(self, data: bytes) -> None:
-        self._send(self._channel.send, data)
-
-    def write_error(self, data: bytes) -> None:
-        with suppress(ClientGone):
-            self._send(self._channel.send_stderr, data)
-
-    def _send(self, send: Callable[[bytes], int], data: bytes) -> None:
-        view, most = memoryview(data), self._channel.out_max_packet_size - 64  # 64: paramiko's own margin
-        while view:
-            try:
-                sent = send(bytes(view[:most]))
-            except _LOST as error:
-                raise ClientGone("the client hung up") from error
-            # paramiko drops what is sent to a dead connection without a word.
-            if not sent or not self._channel.get_transport().is_active():
-                raise ClientGone("the client hung up")
-            view = view[sent:]
-
-    def say(self, line: str) -> None:
-        shown = "".join(character if character.isprintable() else "?" for character in line)
-        self.write_error(f"{PREFIX}{shown}\n".encode(errors="replace"))
-
-    @property
-    def gone(self) -> bool:
-        return bool(self._channel.closed or not self._channel.get_transport().is_active())
-
-    def finish(self, code: int) -> None:
-        """The exit status, the end of output, and the close, in the order that clients expect them."""
-        with suppress(*_LOST):
-            if not self.gone:
-                self._channel.send_exit_status(code & 0xFF)
-        with suppress(*_LOST):
-            self._channel.close()  # which ends the output first
 
 
 class SshServer:
@@ -285,7 +224,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         self._opened = 0
         self._why = ""
         self._sock = sock
-        self._wire = _ServerWire(sock)
+        self._wire = ServerWire(sock)
 
     def start(self, host_key: Any) -> None:
         self._wire.name = f"ssh {self.address}"
@@ -317,7 +256,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
 
     def check_auth_publickey(self, username: str, key: Any) -> int:
         """Asked when a key is offered and again when it is proven. The last answer given is the one that counts."""
-        if isinstance(key, _UnusableKey):
+        if isinstance(key, UnusableKey):
             self._proven = None
             return int(AUTH_FAILED)
         blob = key.asbytes()
@@ -455,90 +394,3 @@ def _bind(listen: tuple[str, int]) -> socket.socket:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             hint = f"Another program holds the port (ss -ltnp shows which); stop it, or {hint[0].lower()}{hint[1:]}"
         raise ConfigError(f"cannot listen for SSH on {host or '*'} port {port}: {why}", hint=hint) from error
-
-
-# Repairs of paramiko's server side
-
-
-class _UnusableKey:
-    """Stands for an offered key of a type that we do not take: it is refused like any other."""
-
-
-class _PatientAuthHandler(_AuthHandler):  # type: ignore[misc]
-    """paramiko hangs up on a client that offers a key it cannot read (a security key's, say); its next may fit."""
-
-    def _generate_key_from_request(self, algorithm: str, keyblob: bytes) -> Any:
-        try:
-            key = super()._generate_key_from_request(algorithm, keyblob)
-        except Exception:
-            key = None
-        return key or _UnusableKey()
-
-
-def _on_request(channel: Any, message: Any) -> None:
-    """A command must not answer before the client knows that it was granted."""
-    _Channel._handle_request(channel, message)
-    channel.get_transport().server_object.replied(channel)
-
-
-def _on_data(channel: Any, message: Any) -> None:
-    """paramiko takes what a client sends beyond its window, and would keep it in memory."""
-    _Channel._feed(channel, message)
-    if len(channel.in_buffer) > channel.in_window_size:
-        raise paramiko.SSHException("sent more than its window")
-
-
-def _on_extended_data(channel: Any, message: Any) -> None:
-    """Clients have no stderr to send; what claims to be it is thrown away."""
-
-
-class _ServerWire(Wire):
-    _heard = False
-    auth_handler: Any
-
-    _channel_handler_table = {  # noqa: RUF012 – paramiko's own is a class's, too
-        **Wire._channel_handler_table,
-        MSG_CHANNEL_REQUEST: _on_request,
-        MSG_CHANNEL_DATA: _on_data,
-        MSG_CHANNEL_EXTENDED_DATA: _on_extended_data,
-    }
-
-    def _queue_incoming_channel(self, channel: Any) -> None:
-        self.server_object.opened(channel)  # paramiko's queue is for accept(), and grows without it
-
-    def _send_kex_init(self) -> None:
-        """Hear which ciphers the client has before naming ours, where that costs no round trip.
-
-        Of the ciphers that both sides have, SSH takes the first of the client's list. Stock OpenSSH lists AES-GCM
-        after AES-CTR, which is half as fast here; so CTR is named only where it must be.
-        """
-        if not self._heard and self._client_speaks():
-            return  # _negotiate_keys sends it
-        super()._send_kex_init()
-
-    def _client_speaks(self) -> bool:
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(HEAR_MS))
-
-    def _negotiate_keys(self, m: Any) -> None:
-        if not self._heard:
-            self._heard = True
-            lists = self._really_parse_kex_init(m)
-            m.rewind()
-            offered = {*lists["client_encrypt_algo_list"]} & {*lists["server_encrypt_algo_list"]}
-            fast = tuple(name for name in self._preferred_ciphers if "gcm" in name and name in offered)
-            if fast and self.local_kex_init is None:
-                self._preferred_ciphers = fast
-        super()._negotiate_keys(m)
-
-    def _parse_newkeys(self, m: Any) -> None:
-        if self.auth_handler is None:
-            self.auth_handler = _PatientAuthHandler(self)
-        super()._parse_newkeys(m)
-
-    def run(self) -> None:
-        try:
-            super().run()
-        finally:
-            self.server_object.ended(self.saved_exception)

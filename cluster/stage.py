@@ -28,10 +28,11 @@ from dulwich.protocol import pkt_line
 from cluster import git
 from cluster.client import Client
 from cluster.errors import ClusterError, GitFailed, PeerFailed, TooFewCopies
+from cluster.faults import Step
 from cluster.model import HEAD, Device, RefUpdate, Snapshot, WhenShort
 from cluster.names import StageCommand, UnstageCommand
 from cluster.node import Node
-from cluster.peer import Remote
+from cluster.remote import Remote
 from cluster.report import packets, read_some
 from cluster.sync import Say, catch_up
 from cluster.versions import stage_peers
@@ -67,6 +68,7 @@ def staged(
     say: Say,
 ) -> Iterator[Staged]:
     """Have min_copies - 1 peers hold what this push brings. TooFewCopies where the policy says "refuse"."""
+    node.reach(Step.STAGE)
     oids = sorted({update.new for update in updates if not update.deletes})
     copies = Staged([])
     try:

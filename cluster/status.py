@@ -150,12 +150,12 @@ def _frozen(snapshot: Snapshot, *, locked: bool) -> str | None:
     if subject.frozen:
         return (
             f"frozen since {moment(subject.frozen_at)}: {subject.frozen}; "
-            f"end it with `git cluster thaw {subject.name}`"
+            f"end it with `git-cluster thaw {subject.name}`"
         )
     if owner and owner.intent and not locked:
         return (
             f"{interrupted(owner.device, owner.intent)}; "
-            f"see what would be lost: `git cluster thaw {subject.name} --dry-run`"
+            f"see what would be lost: `git-cluster thaw {subject.name} --dry-run`"
         )
     return None
 
@@ -171,7 +171,7 @@ def interrupted(device: Device, intent: Intent) -> str:
 def _unavailable(snapshot: Snapshot) -> str:
     if not snapshot.replicas:
         return (
-            f"no device holds it; add one: `git cluster repo set {snapshot.repository.name} --add-device …`"
+            f"no device holds it; add one: `git-cluster repo set {snapshot.repository.name} --add-device …`"
         )
     holders = [replica.device for replica in snapshot.leaders] or [r.device for r in snapshot.replicas]
     named = ", ".join(f"{device.name} ({device.state})" for device in holders)
@@ -179,9 +179,12 @@ def _unavailable(snapshot: Snapshot) -> str:
         return (
             f"no device that holds version {snapshot.repository.version} is serving; bring one back: {named}"
         )
+    name, newest = snapshot.repository.name, snapshot.repository.position
+    had = next((r.device.name for r in snapshot.replicas if r.position == newest), holders[0].name)
     return (
-        f"no trusted copy of version {snapshot.repository.version} is left; see what can be saved: "
-        f"`git cluster thaw {snapshot.repository.name} --dry-run`"
+        f"no trusted copy of version {newest.version} is left: put device {had}'s disk back and run "
+        f"`git-cluster sync {name}`; or see what giving it up would lose: "
+        f"`git-cluster thaw {name} --demote {had} --dry-run`"
     )
 
 

@@ -81,6 +81,8 @@ def _resolve(db: Database, snapshot: Snapshot, report: ThawReport, *, ask: Ask) 
     if owner is None:
         if not report.lines:
             report.lines.append(f"{repository.name} is not frozen: nothing to do")
+            if not snapshot.leaders and repository.version:
+                report.lines.append(f"but it is unavailable: `git-cluster status {repository.name}` says what to do")
         return
     try:
         answer = ask(owner.device, "resolve", {"repository": repository.name, "dry_run": report.dry_run})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,9 @@ import psycopg
 import pytest
 
 from cluster import embedded
+from cluster.peer import Peers
 from tests.cluster_fixture import Cluster, Project
+from tests.ssh_fixture import Place, git, until
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +87,41 @@ def devices(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def app(devices: Cluster, request: pytest.FixtureRequest) -> Project:
     """A repository named after the test, with min_copies 2, and a working copy with one commit on main."""
     return Project.named(devices, request.node.name, min_copies=2)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """An SSH endpoint and its keys. Whatever thread it started has ended when the test has."""
+    before = set(threading.enumerate())
+    place = Place(tmp_path)
+    yield place
+    place.handlers.go.set()
+    place.server.close(5)
+
+    def left() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread not in before and thread.is_alive()]
+
+    until(lambda: not left(), f"no thread is left over: {left()}")
+
+
+@pytest.fixture
+def peers(place: Place) -> Iterator[Peers]:
+    """The connections of a device whose key that endpoint knows."""
+    peers = Peers.from_file(place.folder / "user")
+    yield peers
+    peers.close()
+
+
+@pytest.fixture
+def origin(place: Place, tmp_path: Path) -> Path:
+    """A bare repository of some megabytes, served as git/origin."""
+    work = tmp_path / "work"
+    work.mkdir()
+    git("init", "-q", cwd=work)
+    for number in range(30):
+        (work / "file").write_bytes(os.urandom(200_000))
+        git("add", ".", cwd=work)
+        git("commit", "-qm", f"number {number}", cwd=work)
+    git("clone", "-q", "--bare", ".", str(tmp_path / "origin.git"), cwd=work)
+    place.handlers.repositories["git/origin"] = tmp_path / "origin.git"
+    return tmp_path / "origin.git"

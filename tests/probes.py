@@ -15,8 +15,8 @@ from typing import Any
 import paramiko  # type: ignore[import-untyped,unused-ignore]
 
 from cluster import keys
+from cluster.keyfiles import write_keypair
 from cluster.loopback import LoopbackDevice
-from cluster.peer import write_keypair
 from tests.cluster_fixture import Cluster
 
 PATIENCE = 30.0

@@ -59,7 +59,9 @@ def rewritten(cluster: Cluster, device: str, was: str, now: str) -> Path:
 # ---------------------------------------------------------------------------------------- the configuration
 
 
-@pytest.mark.parametrize("command", [["status"], ["serve"], ["init"], ["device", "list"], ["log", "team/app"]])
+@pytest.mark.parametrize(
+    "command", [["status"], ["serve"], ["init"], ["device", "list"], ["log", "team/app"]]
+)
 def test_no_configuration(tmp_path: Path, command: list[str]) -> None:
     complains(run(tmp_path / "none.toml", *command), "no such configuration file", "--config")
 
@@ -106,7 +108,9 @@ def test_the_variable_names_the_configuration_too(tmp_path: Path) -> None:
         [sys.executable, "-m", "cluster", "status"],
         capture_output=True, text=True, env={**os.environ, "GIT_CLUSTER_CONFIG": str(tmp_path / "none")},
     )  # fmt: skip
-    complains(Done(done.returncode, done.stdout, done.stderr), str(tmp_path / "none"), "no such configuration file")
+    complains(
+        Done(done.returncode, done.stdout, done.stderr), str(tmp_path / "none"), "no such configuration file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,9 @@ def test_a_database_that_cannot_be_reached(tmp_path: Path, database: str, comman
     complains(run(with_database(tmp_path, database), *command), "database")
 
 
-def test_a_wrong_password_and_a_database_that_is_not_there(tmp_path: Path, own_postgres: tuple[Path, str]) -> None:
+def test_a_wrong_password_and_a_database_that_is_not_there(
+    tmp_path: Path, own_postgres: tuple[Path, str]
+) -> None:
     _, url = own_postgres
     for database in (
         url.replace("postgres:@", f"git:{PASSWORD}@"),
@@ -198,7 +204,9 @@ def test_a_role_that_may_not_read_the_tables(tmp_path: Path, own_postgres: tuple
 
 
 def test_a_database_without_a_schema(tmp_path: Path, database_url: str) -> None:
-    complains(run(with_database(tmp_path, database_url), "status"), "no git-cluster schema", "git-cluster init")
+    complains(
+        run(with_database(tmp_path, database_url), "status"), "no git-cluster schema", "git-cluster init"
+    )
 
 
 def test_a_schema_that_is_newer(bare: Cluster) -> None:
@@ -219,9 +227,13 @@ def test_a_table_of_somebody_elses(tmp_path: Path, database_url: str, table: str
         if "text" in table:
             connection.execute("insert into cluster values ('ours')")
     for command in ("status", "init"):
-        complains(run(with_database(tmp_path, database_url), command), "not git-cluster's", "database of its own")
+        complains(
+            run(with_database(tmp_path, database_url), command), "not git-cluster's", "database of its own"
+        )
     with psycopg.connect(database_url, autocommit=True) as connection:
-        assert connection.execute("select count(*) from pg_tables where schemaname = 'public'").fetchone() == (1,)
+        assert connection.execute(
+            "select count(*) from pg_tables where schemaname = 'public'"
+        ).fetchone() == (1,)
 
 
 # ------------------------------------------------------------------------------------------------ the device
@@ -328,7 +340,10 @@ def test_a_peer_that_shows_another_host_key(make_cluster: Callable[..., Cluster]
     assert "shows another host key than the one registered" in cluster.devices["b"].log.read_text()
     done = cluster.git("ls-remote", cluster.url("b"))
     assert done.code != 0
-    assert "remote: cluster: error: version 1 of team/app cannot be fetched from where it is: a (online)" in done.err
+    assert (
+        "remote: cluster: error: version 1 of team/app cannot be fetched from where it is: a (online)"
+        in done.err
+    )
     done = cluster.admin("sync", "team/app", "--device", "a")
     assert done.code == 1 and "another host key than the one registered" in done.text
     register(right)
@@ -390,6 +405,8 @@ def test_a_device_can_be_stopped_while_the_database_is_away(fragile: tuple[Clust
     cluster, postgres = fragile
     embedded.stop(postgres)
     assert cluster.stop("a") == 0
-    complains(run(cluster.devices["a"].config, "serve"), "no connection to the cluster's database", "PostgreSQL")
+    complains(
+        run(cluster.devices["a"].config, "serve"), "no connection to the cluster's database", "PostgreSQL"
+    )
     embedded.start(postgres)
     cluster.start("a")

@@ -23,8 +23,8 @@ from uuid import uuid4
 import pytest
 
 from cluster.db import Database, lock_label
+from cluster.keyfiles import write_keypair
 from cluster.model import Intent, Level, RefUpdate
-from cluster.peer import write_keypair
 from tests.cluster_fixture import Cluster, Done
 
 ZERO, ONE = "0" * 40, "1" * 40
@@ -511,7 +511,7 @@ def test_status_follows_the_write_lock(cli: Cli) -> None:
             cli("status", "--check")
         entry = cli.json("status")["repositories"][0]
         assert (entry["state"], entry["replicas"][0]["state"]) == ("frozen", "frozen")
-        assert "git cluster thaw r --dry-run" in entry["reason"]
+        assert "git-cluster thaw r --dry-run" in entry["reason"]
         cli("status", "--check", "--json", code=1)
         assert "r is frozen: a write by ann on device a was interrupted" in cli("status").out
         assert db.clear_intent(id, intent.token)

@@ -223,7 +223,7 @@ def test_the_only_leader_is_wiped(pair: Cluster) -> None:
     assert on_disk(pair, "b", "rev-parse", "refs/heads/main") == second
     assert status(pair)["state"] == "unavailable"
     told = pair.admin("status").out
-    assert "no trusted copy of version 3 is left" in told and "git cluster thaw team/app" in told
+    assert "no trusted copy of version 3 is left" in told and "git-cluster thaw team/app" in told
     done = pair.admin("thaw", "team/app", "--promote", "b", "--accept-loss")
     assert done.code == 0, done.text
     assert "LOST: version 3" in done.out and third[:12] in done.out

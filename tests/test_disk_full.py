@@ -36,7 +36,15 @@ class Disk:
         """Start the device on this disk."""
         if self.kind == "file system":
             self.device.data_dir.mkdir()
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0700", "tmpfs", str(self.device.data_dir)]
+            mount = [
+                "mount",
+                "-t",
+                "tmpfs",
+                "-o",
+                f"size={SIZE},mode=0700",
+                "tmpfs",
+                str(self.device.data_dir),
+            ]
             if subprocess.run(mount, capture_output=True).returncode != 0:
                 pytest.skip("mounting a file system is not allowed here")
             self.mounted = True
@@ -106,7 +114,9 @@ def many_files(cluster: Cluster, work: Path) -> str:
 
 def used(disk: Disk) -> int:
     """Bytes in the device's repositories."""
-    return sum(path.stat().st_size for path in (disk.device.data_dir / "repositories").rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size for path in (disk.device.data_dir / "repositories").rglob("*") if path.is_file()
+    )
 
 
 @pytest.mark.parametrize("content", ["a large file", "many files"])
@@ -188,7 +198,9 @@ def test_a_device_that_syncs(
 
     replica = cluster.wait(row, "b has tried to sync")
     assert replica["state"] == "behind"
-    assert re.search("No space left on device|File too large|disk of device b is full", replica["last_error"]), replica
+    assert re.search(
+        "No space left on device|File too large|disk of device b is full", replica["last_error"]
+    ), replica
     done = cluster.git("ls-remote", cluster.url("b"))
     assert done.code != 0 and "remote: cluster: error: " in done.err
     presentable(done.err, cluster)

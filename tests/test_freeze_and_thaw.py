@@ -111,7 +111,7 @@ def test_freeze_and_thaw_by_hand(pair: Cluster) -> None:
     assert status(pair)["state"] == "frozen"
     assert "moving house until Monday" in pair.admin("status").out
     assert pair.admin("freeze", "team/app", "--reason", " ").code == 2
-    assert "the freeze is ended" in thaw(pair, "--dry-run").out
+    assert "the freeze would be ended: moving house" in thaw(pair, "--dry-run").out
     assert status(pair)["state"] == "frozen"
     assert "the freeze is ended" in thaw(pair).out
     assert "nothing to do" in thaw(pair).out
@@ -175,6 +175,11 @@ def disk_refs(cluster: Cluster, device: str) -> dict[str, str]:
     return {line.split(" ")[0]: line.split(" ")[1] for line in lines}
 
 
+def changes(done: Done) -> list[str]:
+    """The refs that a thaw lists, with their old and new values."""
+    return [line for line in done.out.splitlines() if line.startswith("  ")]
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_thaw_does_what_the_disk_shows(state: str, pair: Cluster) -> None:
     """G6, G8: nothing moved: called off; all: committed; a part: put back and kept; elsewhere: a person decides."""
@@ -183,7 +188,7 @@ def test_thaw_does_what_the_disk_shows(state: str, pair: Cluster) -> None:
     dry = thaw(pair, "--dry-run")
     untouched(pair, before)
     done = thaw(pair)
-    assert dry.text == done.text, "a dry run says what would be done, in the same words"
+    assert changes(dry) == changes(done), "a dry run says what would be done, ref by ref"
     if state == "elsewhere":
         assert done.code == 1
         assert "refs/heads/other is at" in done.err and "refs/heads/main" not in done.err
@@ -218,7 +223,7 @@ def test_thaw_demote_gives_the_claim_up_and_keeps_its_refs(state: str, pair: Clu
     untouched(pair, before)
     done = thaw(pair, "--demote", "a")
     assert done.code == 0, done.text
-    assert done.out == dry.out
+    assert changes(dry) == changes(done)
     assert pair.version() == 1
     pair.converge()
     assert shown(pair, "a") == shown(pair, "b") == {old}
@@ -237,7 +242,7 @@ def test_thaw_promote_makes_the_disk_the_truth(state: str, pair: Cluster) -> Non
     untouched(pair, before)
     done = thaw(pair, "--promote", "a")
     assert done.code == 0, done.text
-    assert done.out == dry.out
+    assert changes(dry) == changes(done)
     assert pair.version() == (1 if state == "none" else 2)
     pair.converge()
     assert disk_refs(pair, "a") == disk_refs(pair, "b") == before

@@ -14,8 +14,8 @@ import pytest
 
 from cluster import keys
 from cluster.db import Database
+from cluster.keyfiles import write_keypair
 from cluster.model import Level
-from cluster.peer import write_keypair
 from tests.cluster_fixture import Cluster, Project, RawPush
 
 ZERO = "0" * 40

@@ -15,8 +15,8 @@ import pytest
 from dulwich.protocol import pkt_line
 
 from cluster import keys
+from cluster.keyfiles import write_keypair
 from cluster.model import DeviceMode, Level
-from cluster.peer import write_keypair
 from tests.cluster_fixture import Cluster
 from tests.probes import (
     Answer,
@@ -70,14 +70,15 @@ def user(victim: Cluster) -> Iterator[Login]:
 @pytest.fixture
 def unharmed(victim: Cluster) -> Iterator[None]:
     """Afterwards: nothing new on any disk, no version, no intent, no process, and the next request is served."""
-    before = {name: on_disk(device) for name, device in victim.devices.items()}
+
+    def everything() -> dict[str, set[str]]:
+        return {name: on_disk(device) for name, device in victim.devices.items()}
+
+    before = everything()
     version, checksum = victim.version(), victim.checksum("a")
     yield
     no_git_left(victim)
-    for name, device in victim.devices.items():
-        victim.wait(
-            lambda d=device, n=name: on_disk(d) == before[n], f"nothing is left on the disk of {name}", 10
-        )  # type: ignore[misc]
+    victim.wait(lambda: everything() == before, "nothing is left on any disk", 10)
     snapshot = victim.snapshot()
     assert (snapshot.repository.version, snapshot.intent_owner) == (version, None)
     assert victim.checksum("a") == checksum

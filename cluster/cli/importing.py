@@ -28,7 +28,7 @@ _LOCAL = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH", "GIT_PREFIX", "GIT_SHALLOW_FILE",
 )  # fmt: skip
-"""What would point our Git at the repository in which somebody typed `git cluster repo import`."""
+"""What would point our Git at the repository in which somebody typed `git-cluster repo import`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,7 +307,7 @@ def set_(
             db.set_repository(
                 name, min_copies=min_copies, when_short=WhenShort(when_short) if when_short else None
             )
-            said = [f"a push needs {min_copies} copies"] if min_copies else []
+            said = [f"a push needs {min_copies} cop{'y' if min_copies == 1 else 'ies'}"] if min_copies else []
             said += [f"when short: {when_short}"] if when_short else []
             click.echo(f"{name}: {', '.join(said)}")
         if branch:

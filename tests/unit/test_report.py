@@ -153,7 +153,9 @@ def test_only_the_refs_with_a_reason_are_told_another(lines: list[bytes], sizes:
         word, _, rest = line.partition(b" ")
         ref = rest.split(b" ")[0].decode("utf-8", "surrogateescape").rstrip("\n")
         told = word == b"ng" and ref in reasons
-        wanted.append(b"ng " + raw(ref) + b" " + raw(" ".join(reasons[ref].split())) + b"\n" if told else line)
+        wanted.append(
+            b"ng " + raw(ref) + b" " + raw(" ".join(reasons[ref].split())) + b"\n" if told else line
+        )
     assert answered(report_of(lines), PLAIN, sizes, reasons=reasons) == report_of(wanted)
 
 
@@ -165,7 +167,9 @@ def test_a_failed_commit_is_ng_for_every_ref(lines: list[bytes], sizes: list[int
 
 
 @given(HOSTILE, SIZES, st.sampled_from([PLAIN, BANDED, frozenset[bytes]()]))
-def test_any_bytes_as_a_report_are_survived(data: bytes, sizes: list[int], capabilities: frozenset[bytes]) -> None:
+def test_any_bytes_as_a_report_are_survived(
+    data: bytes, sizes: list[int], capabilities: frozenset[bytes]
+) -> None:
     out = answered(data, capabilities, sizes, reasons={"refs/heads/main": "why", "": "none"})
     assert out == b"" or capabilities
     assert b"ok refs/" not in answered(data, capabilities, sizes, failed="no")
@@ -243,7 +247,11 @@ def test_what_git_itself_says_passes_unchanged(tmp_path: Path, version: str) -> 
     sent, heard = (tmp_path / "sent").read_bytes(), (tmp_path / "heard").read_bytes()
     commands, report = Commands(), Report()
     commands.feed(sent)
-    assert {update.ref for update in commands.updates} == {"refs/heads/main", "refs/heads/new/one", "refs/heads/taken"}
+    assert {update.ref for update in commands.updates} == {
+        "refs/heads/main",
+        "refs/heads/new/one",
+        "refs/heads/taken",
+    }
     assert commands.side_band and commands.wants_report
     stream, out = io.BytesIO(heard), b""
     for packet in packets(stream):

@@ -152,16 +152,17 @@ def test_states(
 REASONS = [
     ((R(intent=intent("refs/heads/main", "refs/tags/v1")), OK), {},
      "a write by ann on device a was interrupted, begun 2026-02-03 04:05:06Z: refs/heads/main, refs/tags/v1; "
-     "see what would be lost: `git cluster thaw team/app --dry-run`"),
+     "see what would be lost: `git-cluster thaw team/app --dry-run`"),
     ((R(intent=intent(*"abcde"), device="offline"), OK), {},
      "a write by ann on device a (offline) was interrupted, begun 2026-02-03 04:05:06Z: a, b, c and 2 more; "
-     "see what would be lost: `git cluster thaw team/app --dry-run`"),
+     "see what would be lost: `git-cluster thaw team/app --dry-run`"),
     ((OK, OK), {"frozen": "moving house"},
-     "frozen since 2026-02-03 04:05:06Z: moving house; end it with `git cluster thaw team/app`"),
+     "frozen since 2026-02-03 04:05:06Z: moving house; end it with `git-cluster thaw team/app`"),
     ((OFF, BEHIND), {}, "no device that holds version 3 is serving; bring one back: a (offline)"),
     ((BAD, BEHIND), {},
-     "no trusted copy of version 3 is left; see what can be saved: `git cluster thaw team/app --dry-run`"),
-    ((), {}, "no device holds it; add one: `git cluster repo set team/app --add-device …`"),
+     "no trusted copy of version 3 is left: put device a's disk back and run `git-cluster sync team/app`; "
+     "or see what giving it up would lose: `git-cluster thaw team/app --demote a --dry-run`"),
+    ((), {}, "no device holds it; add one: `git-cluster repo set team/app --add-device …`"),
     ((BAD, OK, ABSENT, BEHIND, OFF), {"min_copies": 4},
      "the copy on a is not trusted: its refs are not those of version 3; c has no copy yet; d is 2 behind; "
      "device e is offline; 2 of 4 copies"),
