@@ -135,6 +135,8 @@ def run(config: Config) -> NoReturn:
     keeper.finish()
     node.peers.close()
     node.db.close()
+    if config.cluster.embedded and config.device is not None:
+        embedded.stop(config.device.data_dir / "postgres")
     logging.shutdown()
     alone.close()
     os._exit(0)  # a sync of hours is not waited for: it resumes after the next start

@@ -157,7 +157,8 @@ def _run_git(node: Node, request: Request, snapshot: Snapshot, client: Client) -
         raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
     with process:
         upload = Thread(target=_upload, args=(process, client), daemon=True, name=f"{program} upload")
-        errors = Thread(target=_errors, args=(process, client), daemon=True, name=f"{program} errors")
+        path = os.fsencode(node.store.path(snapshot.repository.id))
+        errors = Thread(target=_errors, args=(process, client, path), daemon=True, name=f"{program} errors")
         upload.start()
         errors.start()
         assert process.stdout is not None
@@ -180,7 +181,8 @@ def _upload(process: subprocess.Popen[bytes], client: Client) -> None:
         process.stdin.close()
 
 
-def _errors(process: subprocess.Popen[bytes], client: Client) -> None:
+def _errors(process: subprocess.Popen[bytes], client: Client, path: bytes) -> None:
+    """Git's words for the person, without this server's path."""
     assert process.stderr is not None
     while data := os.read(process.stderr.fileno(), CHUNK):
-        client.write_error(data)
+        client.write_error(data.replace(path, b"the repository"))
