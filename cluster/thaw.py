@@ -82,7 +82,9 @@ def _resolve(db: Database, snapshot: Snapshot, report: ThawReport, *, ask: Ask) 
         if not report.lines:
             report.lines.append(f"{repository.name} is not frozen: nothing to do")
             if not snapshot.leaders and repository.version:
-                report.lines.append(f"but it is unavailable: `git-cluster status {repository.name}` says what to do")
+                report.lines.append(
+                    f"but it is unavailable: `git-cluster status {repository.name}` says what to do"
+                )
         return
     try:
         answer = ask(owner.device, "resolve", {"repository": repository.name, "dry_run": report.dry_run})
