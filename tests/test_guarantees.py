@@ -379,7 +379,7 @@ def test_g4_an_upload_that_is_cut_off_costs_nothing(make_cluster: Make) -> None:
     app.converge()
 
 
-def test_g4_a_frozen_repository_refuses_before_anything_is_uploaded(make_cluster: Make) -> None:
+def test_g4_a_frozen_repository_refuses_each_ref_and_stages_nothing(make_cluster: Make) -> None:
     app = project(make_cluster("abc"), min_copies=2)
     app.pushed("a", "main")
     app.converge()
@@ -387,7 +387,7 @@ def test_g4_a_frozen_repository_refuses_before_anything_is_uploaded(make_cluster
     app.cluster.db.freeze(id, "we move house")
     app.commit("two")
     done = app.refused("b", "main")
-    assert f"remote: cluster: error: {app.name} is frozen: we move house" in done.err
+    assert f"main -> main ({app.name} is frozen: we move house)" in done.err
     assert f"git-cluster thaw {app.name}" in done.err
     untouched(app, 1)
     app.cluster.db.freeze(id, None)
