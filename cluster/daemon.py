@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import admin, embedded, logs, session, stage
+from cluster import admin, embedded, heal, logs, session, stage
 from cluster.client import Client
 from cluster.config import Config
 from cluster.db import Database
@@ -301,8 +301,15 @@ class Keeper:
                 self._sync_soon(repository_id, force=True)
 
     def _look_around(self) -> None:
-        for repository_id in self._node.db.unfit(self._node.name):
+        node = self._node
+        for repository_id in node.db.unfit(node.name):
             self._sync_soon(repository_id)
+        if node.writes.heal == "auto":
+            own, silent = node.db.interrupted(node.name, node.writes.fence_after)
+            for repository_id in own:
+                self._sync_soon(repository_id)
+            for repository_id in silent:
+                self._workers.submit(self._recover, repository_id, heal.fence)
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
             self._workers.submit(self._tidy)
@@ -338,6 +345,9 @@ class Keeper:
         try:
             snapshot = node.db.snapshot_of(repository_id)
             mine = snapshot.of(node.name)
+            if mine is not None and mine.intent is not None and node.writes.heal == "auto":
+                self._recover(repository_id, heal.heal)
+                return
             if mine is None or mine.intent is not None:
                 return
             if mine.position == snapshot.repository.position and not mine.quarantined and not force:
@@ -352,6 +362,18 @@ class Keeper:
             why = f"{error.what}: {cause.what}" if isinstance(cause, ClusterError) else error.what
             with suppress(DatabaseUnavailable):
                 node.db.sync_failed(repository_id, node.name, why)
+
+    def _recover(self, repository_id: int, how: Callable[[Node, int], list[str]]) -> None:
+        """Heal or fence an interrupted write, unless somebody carries it after all."""
+        node = self._node
+        try:
+            if node.db.write_lock_holder(repository_id) is None:
+                for line in how(node, repository_id):
+                    _log.warning("healed: %s", line, extra=logs.fields(repository=repository_id))
+        except ClusterError as error:
+            _log.info("not healed: %s", error.what, extra=logs.fields(repository=repository_id))
+        except Exception:
+            _log.exception("healing repository %s failed", repository_id)
 
     def _tidy(self) -> None:
         """Set deleted repositories' copies aside; drop staged refs that nobody will settle."""

@@ -78,7 +78,11 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
         elif fit is Fit.UNCOMMITTED:
             assert owner is not None
             now = node.db.snapshot_of(repository_id).intent_owner
-            if now is not None and now.intent == owner.intent:  # else it was committed between our two looks
+            if (
+                now is not None
+                and now.intent == owner.intent  # else it was committed between our two looks
+                and not _healed(node, snapshot, gone)
+            ):
                 raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
         else:
             catch_up(node, repository_id, say, gone)
@@ -133,14 +137,32 @@ def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def refuse_frozen(node: Node, repository_id: int) -> None:
+HEAL_WAIT = 10.0
+"""Seconds that a request waits for an interrupted write to be healed: milliseconds where its device is up."""
+
+
+def _healed(node: Node, snapshot: Snapshot, gone: Callable[[], bool]) -> bool:
+    """Where healing is automatic: have the devices look at this intent now, and wait whether it goes away."""
+    owner, repository_id = snapshot.intent_owner, snapshot.repository.id
+    if node.writes.heal != "auto" or owner is None:
+        return False
+    node.db.nudge(repository_id)
+
+    def resolved() -> bool:
+        now = node.db.snapshot_of(repository_id).intent_owner
+        return now is None or now.intent != owner.intent
+
+    return wait_for(resolved, HEAL_WAIT, gone)
+
+
+def refuse_frozen(node: Node, repository_id: int, gone: Callable[[], bool]) -> None:
     """Raise Frozen where a push would be refused at "clear" anyway: before its objects are sent to peers."""
     snapshot = node.db.snapshot_of(repository_id)
     refuse_frozen_by_hand(snapshot)
     owner = snapshot.intent_owner
     if owner is not None and node.db.write_lock_holder(repository_id) is None:
         now = node.db.snapshot_of(repository_id).intent_owner
-        if now is not None and now.intent == owner.intent:
+        if now is not None and now.intent == owner.intent and not _healed(node, snapshot, gone):
             raise interrupted(snapshot, owner)
 
 

@@ -14,7 +14,7 @@ still holds: a write whose process lives is never resolved by anybody else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster import git
@@ -66,7 +66,34 @@ def _carried(node: Node) -> Refused:
     )
 
 
-def resolve(node: Node, snapshot: Snapshot, *, dry_run: bool, say: Callable[[str], None]) -> list[str]:
+def fence(node: Node, repository_id: int) -> list[str]:
+    """Withdraw the claim of a device that has not been seen for fence_after, so that others may write (G6, G8).
+
+    Only by a device that holds the newest version itself: what the silent one may have moved was acknowledged to
+    nobody. Its token is void, so a process of its that still lives cannot commit; its copy is rebuilt when it is back.
+    """
+    with write_lock(
+        node.turns, node.db, repository_id, device=node.name, actor="fence", timeout=PATIENCE
+    ) as connection:
+        _, silent = node.db.interrupted(node.name, node.writes.fence_after)
+        snapshot = node.db.snapshot_of(repository_id)
+        owner = snapshot.intent_owner
+        if repository_id not in silent or owner is None or owner.intent is None:
+            return []
+        name = owner.device.name
+        why = f"demoted: silent for more than {node.writes.fence_after:g} s in the middle of a write"
+        node.db.demote(repository_id, name, why, connection=connection)
+        return [
+            f"the push by {owner.intent.actor} on {name} is given up: {name} has not been seen for too long"
+        ]
+
+
+def heal(node: Node, repository_id: int) -> list[str]:
+    """Resolve this device's own interrupted write as the table says; what was done, in lines."""
+    return resolve(node, node.db.snapshot_of(repository_id), dry_run=False)
+
+
+def resolve(node: Node, snapshot: Snapshot, *, dry_run: bool) -> list[str]:
     """Do what the table says for the intent of this device's replica; what was (or would be) done, in lines."""
     repository = snapshot.repository
     with still(node, repository.id, "thaw") as connection:

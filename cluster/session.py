@@ -50,7 +50,7 @@ def push(node: Node, request: Request, client: Client) -> int:
             with git_push.explaining():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
-                refuse_frozen(node, repository.id)
+                refuse_frozen(node, repository.id, lambda: client.gone)
                 push_id = uuid4()
                 with (
                     staged(

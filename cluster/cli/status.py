@@ -100,7 +100,11 @@ def _replicas(entry: dict[str, Any]) -> str:
 
 def _reasons(document: dict[str, Any]) -> list[str]:
     return [
-        show.printable(f"{entry['name']} is {entry['state']}: {entry['reason']}")
+        show.printable(
+            f"{entry['name']} is "
+            + ("" if entry["reason"].startswith(entry["state"]) else f"{entry['state']}: ")
+            + entry["reason"]
+        )
         for entry in document["repositories"]
         if entry["reason"]
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.db.connections import Connections, notify, translated
+from cluster.db.connections import CHANNEL, Connections, notify, translated
 from cluster.db.rows import log_entry_of
 from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
@@ -130,6 +130,27 @@ class Replicas(Connections):
                     "checksum": position.checksum.accumulator,
                 },
             )
+
+    def interrupted(self, device: str, silent_for: float) -> tuple[list[int], list[int]]:
+        """Ids of repositories with an intent: those whose owner is `device`, and those that `device` may fence,
+        because it holds the newest version itself and the owner has not been seen for `silent_for` seconds."""
+        rows = self._read(
+            """select r.repository_id, o.name = %(device)s as own
+                 from replica r join device o on o.id = r.device_id
+                 join repository p on p.id = r.repository_id and p.name is not null
+                where r.intent_token is not null and (o.name = %(device)s or (
+                      (o.last_seen_at is null or o.last_seen_at < now() - make_interval(secs => %(silent)s))
+                      and exists (select from replica m join device d on d.id = m.device_id
+                                   where m.repository_id = r.repository_id and d.name = %(device)s
+                                     and m.version = p.version and m.quarantined is null)))""",
+            {"device": device, "silent": silent_for},
+        )
+        own = [row["repository_id"] for row in rows if row["own"]]
+        return own, [row["repository_id"] for row in rows if not row["own"]]
+
+    def nudge(self, repository_id: int) -> None:
+        """Have every device look at a repository now."""
+        self._write("select pg_notify(%(channel)s, %(id)s)", {"channel": CHANNEL, "id": str(repository_id)})
 
     def unfit(self, device: str) -> list[int]:
         """Ids of repositories whose replica here is behind, absent or quarantined, and due for a try."""
