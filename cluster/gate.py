@@ -257,6 +257,7 @@ class Write:
             raise LockTimeout(
                 "another write to this replica has not ended yet", hint="push again; see `git-cluster status`"
             )
+        node.store.remove_stale_locks(self._repository.id, suspected=True)
         self._intent = Intent(
             token=uuid4(),
             push_id=push_id,

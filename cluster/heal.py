@@ -133,6 +133,7 @@ def _resolve(
             node.store.mark(repository.id, position)
         return [f"every ref of the push by {intent.actor} moved: it {does} committed as a version", *lines]
     if not dry_run:
+        node.store.remove_stale_locks(repository.id)
         put_back(node, repository.id, found.moved)
         node.db.clear_intent(repository.id, intent.token)
     if not found.moved:

@@ -43,6 +43,9 @@ CHUNK = 65536
 SILENCE = 15.0
 """Seconds without a sign of life after which a keeper is given up: it says "working" every 2 s."""
 
+LOCAL_WRITE_WAIT = 5.0
+"""Seconds to wait for a keeper's own write to the same repository; then another keeper is better."""
+
 CATCH_UP = 20.0
 """Seconds that a pusher waits for a keeper that is behind; longer, and the copy is made without being waited for."""
 
@@ -271,7 +274,9 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
         return "incomplete"
     if store.existing(repository.id, oids) != set(oids):
         return "incomplete"
-    store.stage_refs(repository.id, command.push_id, oids)
+    with _locked(node, repository.id):
+        store.remove_stale_locks(repository.id)
+        store.stage_refs(repository.id, command.push_id, oids)
     return "kept"
 
 
@@ -328,10 +333,20 @@ def _index(path: Path, first: bytes, stream: _Buffered) -> bool:
     raise GitFailed(f"the copy could not be stored: {git.last_line(errors)}")
 
 
+@contextmanager
+def _locked(node: Node, repository_id: int) -> Iterator[None]:
+    """The replica's write lock, for the moment in which staged refs are made or dropped."""
+    with node.store.holding(repository_id, "write", LOCAL_WRITE_WAIT) as got:
+        if not got:
+            raise PeerFailed(f"device {node.name} is in the middle of a write")
+        yield
+
+
 def release(node: Node, command: UnstageCommand) -> int:
     """Answer `git-cluster-unstage`: the push was settled without a commit."""
     snapshot = node.db.snapshot(command.repository)
-    node.store.unstage(snapshot.repository.id, [command.push_id])
+    with _locked(node, snapshot.repository.id):
+        node.store.unstage(snapshot.repository.id, [command.push_id])
     return 0
 
 
@@ -351,7 +366,9 @@ def sweep(node: Node, repository_id: int, older_than: float = 3600.0) -> None:
         dead = position is None and node.store.staged_age(repository_id, push_id) > older_than
         if push_id != pending and (applied or dead):
             done.append(push_id)
-    node.store.unstage(repository_id, done)
+    if done:
+        with _locked(node, repository_id):
+            node.store.unstage(repository_id, done)
 
 
 def _is_oid(text: str, object_format: str) -> bool:

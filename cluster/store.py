@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -32,9 +33,14 @@ from cluster.errors import GitFailed, ReplicaUnfit
 from cluster.model import HEAD, Checksum, Position, RefUpdate, Repository
 from cluster.versions import checksum_of, head_of
 
+_log = logging.getLogger(__name__)
+
 STAGED = "refs/cluster/staged/"
 LOST = "refs/cluster/lost/"
 OURS = "refs/cluster/"
+
+STALE_LOCK = 5.0
+"""Seconds after which a *.lock file among the refs is stale, if nobody holds the write lock."""
 
 MOST_LOOSE = 1000
 """Ref files of a replica before they are packed: a look at that many costs some 5 ms."""
@@ -95,6 +101,8 @@ class Store:
         self.device = device
         self.cluster_id = str(cluster_id)
         self._known: dict[int, tuple[Fingerprint, Checksum]] = {}
+        self._inherited: dict[int, int] = {}
+        self._suspects: set[int] = set()
         self._mutex = Lock()
 
     # ------------------------------------------------------------------------------------------ where
@@ -123,10 +131,14 @@ class Store:
         lock = FileLock(self.root / "locks" / f"{repository_id}.{kind}")
         try:
             got = lock.acquire(timeout)
+            if got and kind == "write":
+                self._inherited[repository_id] = lock.fd
             yield got
             if got:
                 lock.release()
         finally:
+            if self._inherited.get(repository_id) == lock.fd:
+                del self._inherited[repository_id]
             lock.close()
 
     def run_directory(self) -> Path:
@@ -278,6 +290,7 @@ class Store:
         def note(name: str, stat: os.stat_result) -> None:
             seen.append((name, stat.st_ino, stat.st_ctime_ns, stat.st_size))
 
+        locked = any((path / name).exists() for name in ("HEAD.lock", "packed-refs.lock"))
         for name in (HEAD, "packed-refs"):
             with suppress(FileNotFoundError):
                 note(name, (path / name).stat())
@@ -291,9 +304,30 @@ class Store:
                         if entry.is_dir(follow_symlinks=False):
                             if not (entry.name == "cluster" and folder.endswith("/refs")):
                                 pending.append(entry.path)
-                        elif not entry.name.endswith(".lock"):
+                        elif entry.name.endswith(".lock"):
+                            locked = True
+                        else:
                             note(entry.path, entry.stat(follow_symlinks=False))
+        (self._suspects.add if locked else self._suspects.discard)(repository_id)
         return tuple(seen)
+
+    def remove_stale_locks(self, repository_id: int, *, suspected: bool = False) -> None:
+        """Remove the *.lock files that a killed Git left among the refs; they would stop every later update.
+
+        By whoever holds the replica's write lock: the Git processes that move refs here hold it too, by inheritance,
+        so none of them lives. A young file is left to whoever else made it, an administrator for example.
+        suspected: only where the last look at the refs saw such a file.
+        """
+        if suspected and repository_id not in self._suspects:
+            return
+        path = self.path(repository_id)
+        for lock in [path / "HEAD.lock", path / "packed-refs.lock", *(path / "refs").rglob("*.lock")]:
+            with suppress(OSError):
+                if time.time() - lock.stat().st_mtime > STALE_LOCK:
+                    lock.unlink()
+                    _log.warning(
+                        "removed %s of repository %s, left by a killed Git", lock.name, repository_id
+                    )
 
     def apply(self, repository_id: int, updates: Sequence[RefUpdate]) -> None:
         """Move refs from their old to their new values, all or none, checking every old one. GitFailed.
@@ -306,9 +340,27 @@ class Store:
         refs = [update for update in updates if update.ref != HEAD]
         for batch in ([u for u in refs if u.deletes], [u for u in refs if not u.deletes]):
             if batch:
-                _update_refs(path, batch)
+                self._update_refs(repository_id, batch)
         for update in heads:
             git.run(["symbolic-ref", HEAD, head_of({HEAD: update.new})], git_dir=path)
+
+    def _update_refs(self, repository_id: int, updates: Sequence[RefUpdate]) -> None:
+        """One transaction by `git update-ref`, which inherits the write lock: it may outlive this process."""
+        lines = []
+        for update in updates:
+            if update.deletes:
+                lines.append(f"delete {update.ref} {update.old}\n")
+            else:
+                lines.append(f"update {update.ref} {update.new} {update.old}\n")
+        held = self._inherited.get(repository_id)
+        git.run(
+            ["update-ref", "--no-deref", "--stdin"],
+            git_dir=self.path(repository_id),
+            data="".join(lines).encode("utf-8", "surrogateescape"),
+            # No hooks: a hook judges a push where it is pushed to, nowhere else.
+            config={**git.DURABLE, "core.hooksPath": os.devnull},
+            pass_fds=() if held is None else (held,),
+        )
 
     def keep_lost(self, repository_id: int, given_up: Iterable[tuple[str, str]]) -> list[str]:
         """Keep (ref, object id) pairs that are about to be given up under refs/cluster/lost/ (guarantee G8).
@@ -322,7 +374,7 @@ class Store:
             if ref == HEAD or not git.succeeds(["cat-file", "-e", oid], git_dir=path):
                 continue
             name = f"{LOST}{label}/{ref.removeprefix('refs/')}"
-            _update_refs(path, [RefUpdate(name, "0" * len(oid), oid)])
+            self._update_refs(repository_id, [RefUpdate(name, "0" * len(oid), oid)])
             kept.append(name)
         return kept
 
@@ -330,8 +382,8 @@ class Store:
 
     def stage_refs(self, repository_id: int, push_id: UUID, oids: Sequence[str]) -> None:
         """Hold staged objects by refs, so that nothing removes them before the push is settled."""
-        _update_refs(
-            self.path(repository_id),
+        self._update_refs(
+            repository_id,
             [
                 RefUpdate(f"{STAGED}{push_id}/{number}", "0" * len(oid), oid)
                 for number, oid in enumerate(oids)
@@ -362,7 +414,7 @@ class Store:
         for push_id, updates in self.staged(repository_id).items():
             if push_id in wanted:
                 with suppress(GitFailed):
-                    _update_refs(self.path(repository_id), updates)
+                    self._update_refs(repository_id, updates)
 
     def staged_age(self, repository_id: int, push_id: UUID) -> float:
         """Seconds since a push was staged here; infinite where that cannot be told."""
@@ -470,21 +522,6 @@ class Store:
             (marker.cluster, marker.repository, marker.device)
             != (self.cluster_id, repository_id, self.device)
         )
-
-
-def _update_refs(path: Path, updates: Sequence[RefUpdate]) -> None:
-    lines = []
-    for update in updates:
-        if update.deletes:
-            lines.append(f"delete {update.ref} {update.old}\n")
-        else:
-            lines.append(f"update {update.ref} {update.new} {update.old}\n")
-    data = "".join(lines).encode("utf-8", "surrogateescape")
-    config = {
-        **git.DURABLE,
-        "core.hooksPath": os.devnull,
-    }  # a hook judges a push where it is pushed to, nowhere else
-    git.run(["update-ref", "--no-deref", "--stdin"], git_dir=path, data=data, config=config)
 
 
 def _flush_directory(path: Path) -> None:

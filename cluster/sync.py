@@ -338,6 +338,7 @@ def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
         _log.warning(
             "%s: kept what is given up as %s", repository.name, ", ".join(kept) or "(nothing readable)"
         )
+    store.remove_stale_locks(repository.id)
     store.apply(repository.id, plan.updates)
     if not plan.trusted and store.checksum(repository.id) != plan.target.checksum:
         raise ReplicaUnfit("after a rebuild the refs are still not those of the newest version")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -89,4 +91,22 @@ def test_the_only_holder_of_the_newest_version_is_not_fenced(make_cluster: Make)
     assert cluster.snapshot().intent_owner is not None, "its version would be lost: it is waited for"
     cluster.start("a")
     cluster.ok("push", "-q", cluster.url("b"), "main", "main:refs/heads/next", cwd=work)
+    cluster.converge()
+
+
+@pytest.mark.parametrize("name", ["refs/heads/main.lock", "packed-refs.lock", "HEAD.lock"])
+def test_a_lock_file_of_a_killed_git_stops_neither_sync_nor_push(make_cluster: Make, name: str) -> None:
+    """As left by `kill -9` in the middle of an update: old enough, it is removed by whoever holds the write lock."""
+    cluster = make_cluster("ab")
+    cluster.create("team/app")
+    work = cluster.work()
+    cluster.ok("push", "-q", cluster.url("a"), "main", cwd=work)
+    cluster.converge()
+    for device in "ab":
+        lock = cluster.disk(device) / name
+        lock.touch()
+        os.utime(lock, (time.time() - 60, time.time() - 60))
+    cluster.commit(work, "two")
+    cluster.ok("push", "-q", cluster.url("a"), "main", cwd=work)
+    cluster.ok("push", "-q", cluster.url("b"), "main:refs/heads/next", "main:refs/heads/other", cwd=work)
     cluster.converge()
