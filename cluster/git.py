@@ -28,6 +28,9 @@ TELL = 3.0
 FULL = re.compile(rb"No space left on device|File too large|Disk quota exceeded")
 """What Git, with LC_ALL=C, says of a disk that takes no more."""
 
+PATH = re.compile(r"(?<![\w:/.])/(?:[^\s'\":]+/)+([^\s'\":/]+)")
+"""An absolute path; its last component is what a person may see."""
+
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
 
 
@@ -125,7 +128,13 @@ def succeeds(
 
 
 def last_line(stderr: bytes) -> str:
-    """The last line of what a process wrote, or the last about a full disk, cut to what fits a message."""
+    """What a process says was wrong, cut to what fits a message, without the server's paths: of a full disk, else its
+    last error, else its last line (Git's advice comes behind its errors)."""
     lines = [line for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if FULL.search(line)] or lines
-    return telling[-1].decode("utf-8", "replace").strip()[:300] if telling else "no message"
+    telling = (
+        [line for line in lines if FULL.search(line)]
+        or [line for line in lines if line.startswith((b"fatal: ", b"error: "))]
+        or lines
+    )
+    said = telling[-1].decode("utf-8", "replace").strip() if telling else "no message"
+    return PATH.sub(r"\1", said)[:300]
