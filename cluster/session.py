@@ -65,13 +65,14 @@ def push(node: Node, request: Request, client: Client) -> int:
                     write.intend(push_id, proposal.updates)
                     node.reach(Step.APPLY)
                     write.begins()
+                    copies.keep = True
                     moved = write.really_moved(git_push.apply(conflicts))
                     if moved:
                         position = write.commit(moved, git_push.say)
-                        copies.committed = True
                         write.mark(position)
                     else:
                         write.withdraw()
+                        copies.keep = False
                 node.reach(Step.ACKNOWLEDGE)
                 git_push.acknowledge()
         code = git_push.finish()

@@ -55,10 +55,11 @@ CATCH_UP = 20.0
 
 @dataclass(slots=True)
 class Staged:
-    """Where a push's objects are kept. Until `committed` is set, leaving the context drops them there."""
+    """Where a push's objects are kept. Unless `keep` is set, because a version may come of them now or (where the
+    commit was cut off) later, leaving the context drops them there."""
 
     devices: list[Device]
-    committed: bool = False
+    keep: bool = False
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def staged(
             _spread(node, snapshot, push_id, oids, quarantine, copies, say)
         yield copies
     finally:
-        if copies.devices and not copies.committed:
+        if copies.devices and not copies.keep:
             Thread(
                 target=_drop,
                 args=(node, snapshot, push_id, list(copies.devices)),

@@ -354,8 +354,10 @@ def test_a_database_that_comes_back_in_time(
 def test_a_database_that_does_not_come_back_in_time(
     own_postgres: tuple[Path, str], alone: MakeCluster
 ) -> None:
-    """G2, G6: after commit_timeout the pusher is told "ng"; the intent is there when the database is."""
+    """G2, G6, G9: after commit_timeout the pusher is told "ng"; the intent is there when the database is, and as a
+    version may still come of it, so is the second copy."""
     cluster = alone(commit_timeout="1s")
+    cluster.db.set_repository("team/app", min_copies=2)
     work, old = first_push(cluster)
     held = hold(cluster, "a")
     new = cluster.commit(work, "never acknowledged")
@@ -375,6 +377,8 @@ def test_a_database_that_does_not_come_back_in_time(
     refused = cluster.git("ls-remote", cluster.url("a"))
     assert refused.code != 0 and "frozen" in refused.err, "what is not committed is not shown"
     assert "frozen" in push(cluster, "b", work).err
+    staged = (f"--git-dir={cluster.disk('b')}", "for-each-ref", "refs/cluster/staged/")
+    assert new in cluster.ok(*staged)
     assert cluster.admin("thaw", "team/app").code == 0
     assert cluster.version() == 2
     assert shown(cluster, "a") == shown(cluster, "b") == {new}
