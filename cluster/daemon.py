@@ -376,7 +376,7 @@ class Keeper:
             _log.exception("healing repository %s failed", repository_id)
 
     def _tidy(self) -> None:
-        """Set deleted repositories' copies aside; drop staged refs that nobody will settle."""
+        """Set deleted copies aside, drop staged refs that nobody will settle, repack what is scattered."""
         node = self._node
         try:
             for repository_id, name in node.db.held(node.name).items():
@@ -386,5 +386,6 @@ class Keeper:
                 else:
                     with suppress(ClusterError):
                         stage.sweep(node, repository_id)
+                        node.store.repack(repository_id)
         except Exception:
             _log.exception("tidying up failed; it is tried again in a minute")

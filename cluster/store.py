@@ -45,6 +45,10 @@ STALE_LOCK = 5.0
 MOST_LOOSE = 1000
 """Ref files of a replica before they are packed: a look at that many costs some 5 ms."""
 
+MOST_PACKS = 50
+MOST_LOOSE_OBJECTS = 6700
+"""As gc.autoPackLimit and gc.auto: each push leaves a pack on its keeper, and loose objects where it was pushed to."""
+
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
@@ -453,6 +457,30 @@ class Store:
             data="".join(f"{oid}\n" for oid in oids).encode(),
         ).decode()
         return {line.split(" ")[0] for line in listing.splitlines() if not line.endswith(" missing")}
+
+    def repack(self, repository_id: int) -> bool:
+        """Have Git put many packs, or many loose objects, into one pack; whether there were that many.
+
+        Git's own rules and grace period (two weeks) for what no ref reaches. It packs no refs, so it takes no lock that
+        a push needs, and it may take its time beside pushes and reads as it does in any repository.
+        """
+        objects = self.path(repository_id) / "objects"
+        packs = sum(1 for path in (objects / "pack").glob("*.pack"))
+        sample = objects / "17"  # Git's own estimate: one folder of the 256
+        loose = 256 * sum(1 for _ in sample.iterdir()) if sample.is_dir() else 0
+        if packs <= MOST_PACKS and loose <= MOST_LOOSE_OBJECTS:
+            return False
+        git.run(
+            ["gc", "--auto", "--quiet"],
+            git_dir=self.path(repository_id),
+            config={
+                **git.DURABLE,
+                "gc.packRefs": "false",
+                "gc.autoDetach": "false",
+                "core.hooksPath": os.devnull,
+            },
+        )
+        return True
 
     @contextmanager
     def scratch(self, repository: Repository, known: Iterable[str]) -> Iterator[dict[str, str]]:
