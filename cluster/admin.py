@@ -108,7 +108,7 @@ def _alive(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> di
 
 
 def _resolve(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
-    return {"lines": resolve(node, snapshot, dry_run=bool(arguments.get("dry_run")))}
+    return {"lines": resolve(node, snapshot.repository.id, dry_run=bool(arguments.get("dry_run")))}
 
 
 def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:

@@ -346,7 +346,7 @@ class Keeper:
             snapshot = node.db.snapshot_of(repository_id)
             mine = snapshot.of(node.name)
             if mine is not None and mine.intent is not None and node.writes.heal == "auto":
-                self._recover(repository_id, heal.heal)
+                self._recover(repository_id, heal.resolve)
                 return
             if mine is None or mine.intent is not None:
                 return

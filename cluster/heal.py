@@ -88,19 +88,13 @@ def fence(node: Node, repository_id: int) -> list[str]:
         ]
 
 
-def heal(node: Node, repository_id: int) -> list[str]:
-    """Resolve this device's own interrupted write as the table says; what was done, in lines."""
-    return resolve(node, node.db.snapshot_of(repository_id), dry_run=False)
-
-
-def resolve(node: Node, snapshot: Snapshot, *, dry_run: bool) -> list[str]:
+def resolve(node: Node, repository_id: int, *, dry_run: bool = False) -> list[str]:
     """Do what the table says for the intent of this device's replica; what was (or would be) done, in lines."""
-    repository = snapshot.repository
-    with still(node, repository.id, "thaw") as connection:
-        snapshot = node.db.snapshot_of(repository.id)
+    with still(node, repository_id, "thaw") as connection:
+        snapshot = node.db.snapshot_of(repository_id)
         mine = snapshot.of(node.name)
         if mine is None or mine.intent is None:
-            return [f"{repository.name} has no interrupted write on {node.name} any more"]
+            return [f"{snapshot.repository.name} has no interrupted write on {node.name} any more"]
         return _resolve(node, snapshot, mine, mine.intent, connection, dry_run=dry_run)
 
 

@@ -119,12 +119,6 @@ class Store:
         path = self.path(repository_id)
         return all((path / part).exists() for part in ("HEAD", "objects", "refs", "config"))
 
-    def present(self) -> list[int]:
-        """Ids of the repositories that have a folder here, whatever the database says."""
-        return sorted(
-            int(path.stem) for path in (self.root / "repositories").glob("*/*.git") if path.stem.isdigit()
-        )
-
     def write_lock(self, repository_id: int) -> FileLock:
         """The lock (not yet taken) that whoever moves refs of this replica holds."""
         return FileLock(self.root / "locks" / f"{repository_id}.write")

@@ -27,7 +27,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def _database(postgres: str) -> Iterator[str]:
+def new_database(postgres: str) -> Iterator[str]:
+    """The URL of an empty database on `postgres`, there while inside."""
     name = f"test_{uuid4().hex[:12]}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"create database {name}")
@@ -39,7 +40,7 @@ def _database(postgres: str) -> Iterator[str]:
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
     """The URL of an empty database of this test's own."""
-    with _database(postgres) as url:
+    with new_database(postgres) as url:
         yield url
 
 
@@ -72,7 +73,7 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 @pytest.fixture(scope="module")
 def devices(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Devices a, b and c that are up, shared by a file whose tests break nothing and have a repository each."""
-    with _database(postgres) as url:
+    with new_database(postgres) as url:
         cluster = Cluster(tmp_path_factory.mktemp("devices") / "cluster", url, {})
         try:
             cluster.set_up(list("abc"))

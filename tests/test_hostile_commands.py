@@ -18,6 +18,7 @@ from cluster import keys
 from cluster.keyfiles import write_keypair
 from cluster.model import DeviceMode, Level
 from tests.cluster_fixture import Cluster
+from tests.conftest import new_database
 from tests.probes import (
     Answer,
     Login,
@@ -36,29 +37,18 @@ UUID = "5f0c2f3e-0d5b-4f0e-9a55-2f6f3c1f9f10"
 
 
 @pytest.fixture(scope="module")
-def victim(postgres_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def victim(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two devices and the repository team/app with one commit, for tests that must leave it as it was."""
-    cluster = Cluster(tmp_path_factory.mktemp("victim"), postgres_database, {})
-    cluster.set_up(["a", "b"])
-    cluster.start("a")
-    cluster.start("b")
-    cluster.create("team/app")
-    cluster.ok("push", cluster.url("a"), "main", cwd=cluster.work())
-    cluster.converge()
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture(scope="module")
-def postgres_database(postgres: str) -> Iterator[str]:
-    import psycopg
-
-    name = f"hostile_{uuid4().hex[:12]}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name}")
-    yield postgres.replace("/postgres?", f"/{name}?", 1)
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")
+    with new_database(postgres) as url:
+        cluster = Cluster(tmp_path_factory.mktemp("victim"), url, {})
+        cluster.set_up(["a", "b"])
+        cluster.start("a")
+        cluster.start("b")
+        cluster.create("team/app")
+        cluster.ok("push", cluster.url("a"), "main", cwd=cluster.work())
+        cluster.converge()
+        yield cluster
+        cluster.close()
 
 
 @pytest.fixture
