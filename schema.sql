@@ -10,7 +10,7 @@
 --                        │  ▲
 --                 intend │  │ commit (version + 1, or the same where nothing moved)
 --                        ▼  │
---                      writing ──owner died: the intent stays──▶ frozen ──thaw──▶ current | quarantined
+--                      writing ──owner died: the intent stays──▶ frozen ──heal, thaw──▶ current | quarantined
 --
 --     any ──content is not what the position says──▶ quarantined ──rebuilt from the log──▶ current
 --
@@ -18,7 +18,8 @@
 --   current      position = the repository's
 --   behind       position older than the repository's
 --   writing      an intent, and its owner holds the repository's write lock
---   frozen       an intent, and nobody holds the write lock (a lock is not a row: see cluster/locks.py)
+--   frozen       an intent, and nobody holds the write lock (a lock is not a row: see cluster/locks.py). Where
+--                healing is automatic, that lasts until its device, or a fence, has looked at it
 --   quarantined  `quarantined` says why the copy is not trusted; it is neither served nor synced from
 --
 -- Safety does not rest on locks (guarantee G3):
@@ -52,7 +53,8 @@ create table device (
     mode         device_mode not null default 'enabled',
     last_seen_at timestamptz,                  -- the daemon's heartbeat, by this database's clock
     stopped      boolean not null default false, -- said by a clean stop: offline at once, no heartbeat to wait out
-    created_at   timestamptz not null default now()
+    created_at   timestamptz not null default now(),
+    up_since     timestamptz                   -- since when its heartbeat came without a gap: it fences nobody sooner
 );
 
 -- A person. Devices are actors too, by their keys.
@@ -138,6 +140,11 @@ create table push_ref (
 -- The refs as they stood at any version, from the newest entry of each.
 create index push_ref_history on push_ref (repository_id, ref, version desc) include (new);
 
+-- Why a quarantined copy is not trusted.
+--   damaged   its content is not what its position says; what it holds beyond that may still be committed history
+--   demoted   a person or a heal gave its claim up: nothing that it says of itself counts
+create type distrust as enum ('damaged', 'demoted');
+
 create table replica (
     repository_id  bigint not null references repository on delete cascade,
     device_id      bigint not null references device on delete restrict,
@@ -157,11 +164,44 @@ create table replica (
     attempts       integer not null default 0,
     last_error     text,
     next_try_at    timestamptz,
+    distrust       distrust,                   -- with quarantined: what its own words still count for
+    -- verification: when the copy was last held against the log and against itself, and what is wrong with one that
+    -- cannot be rebuilt, because no other device holds the newest version
+    verified_at    timestamptz,
+    damage         text,
+    -- what the disk's marker says where it knows a version that this database does not (guarantee G7)
+    marker_version  bigint,
+    marker_checksum text,
     primary key (repository_id, device_id),
     foreign key (repository_id, version, checksum) references push (repository_id, version, checksum),
     check ((version is null) = (checksum is null)),
     check (num_nulls(intent_token, intent_push, intent_actor, intent_via, intent_address, intent_at, intent_refs) in (0, 7)),
-    check (intent_token is null or version is not null)
+    check (intent_token is null or version is not null),
+    check ((quarantined is null) = (distrust is null)),
+    check ((marker_version is null) = (marker_checksum is null))
 );
 create unique index replica_one_intent on replica (repository_id) where intent_token is not null;
 create index replica_of_device on replica (device_id);
+
+-- What happened to a repository beside its pushes, as `git-cluster log` shows it between them.
+--   heal        an interrupted write was resolved without a person
+--   fence       a silent device's interrupted write was given up, so that others may write
+--   thaw        a person resolved it, or ended a freeze
+--   freeze      writes were stopped, by a person or because a disk knows more than this database
+--   quarantine  a copy is not trusted any more
+--   rebuild     it was made anew and is trusted again
+--   damage      the only newest copy is damaged: nothing was touched, a person is needed
+--   restore     versions that this database had lost were put back from a disk
+create type event_kind as enum ('heal', 'fence', 'thaw', 'freeze', 'quarantine', 'rebuild', 'damage', 'restore');
+
+create table event (
+    repository_id bigint not null references repository on delete cascade,
+    id            bigint generated always as identity,
+    at            timestamptz not null default now(),
+    version       bigint not null,             -- the newest version when it happened
+    kind          event_kind not null,
+    device        text not null,               -- who did it: a device's name, or "-" for an administrator's command line
+    what          text not null,               -- one line, for people
+    refs          jsonb not null default '[]', -- [[ref, old, new], …] where it is about refs
+    primary key (repository_id, id)
+);

@@ -38,6 +38,7 @@ class LoopbackDevice:
     name: str
     directory: Path
     port: int
+    host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -54,7 +55,7 @@ class LoopbackDevice:
 
     @property
     def url(self) -> str:
-        return f"ssh://git@127.0.0.1:{self.port}"
+        return f"ssh://git@{self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -87,7 +88,7 @@ class Loopback:
     def set_up(self, names: list[str]) -> None:
         """Files, keys, schema, devices and one user who may do everything. No process yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        _write(self.config, self._cluster_section())
+        _write(self.config, self._cluster_section(self.database))
         with Database(self.database).open(any_schema=True) as db:
             db.init("demo")
             for name in names:
@@ -99,22 +100,22 @@ class Loopback:
         self._write_ssh_config()
 
     def _add_device(self, db: Database, name: str) -> None:
-        device = LoopbackDevice(name, self.directory / name, _free_port())
+        device = self.new_device(name)
         device.directory.mkdir(exist_ok=True)
         key = _key(write_keypair(device.directory / "device_ed25519", name))
         host_key = _key(write_keypair(device.directory / "host_ed25519", name))
         writes = "".join(f"{option} = {value}\n" for option, value in self._writes.items())
         _write(
             device.config,
-            f"""{self._cluster_section()}
+            f"""{self._cluster_section(self.database_of(name))}
 [device]
 name = "{name}"
 data_dir = "data"
 key = "device_ed25519"
 
 [ssh]
-listen = "127.0.0.1:{device.port}"
-advertise = "{device.url}"
+listen = "{device.host}:{device.port}"
+advertise = "{self.peer_url(device)}"
 host_key = "host_ed25519"
 
 [writes]
@@ -122,7 +123,7 @@ host_key = "host_ed25519"
         )
         db.add_device(
             name,
-            ssh_url=device.url,
+            ssh_url=self.peer_url(device),
             http_url=None,
             fingerprint=key.fingerprint,
             public_key=key.line,
@@ -130,15 +131,33 @@ host_key = "host_ed25519"
         )
         self.devices[name] = device
 
-    def _cluster_section(self) -> str:
-        return f'[cluster]\ndatabase = "{self.database}"\nname = "demo"\n'
+    # Where things are and how they are reached: what a cluster on another network than loopback does otherwise.
+
+    def new_device(self, name: str) -> LoopbackDevice:
+        """A device, and where it is to listen."""
+        return LoopbackDevice(name, self.directory / name, _free_port())
+
+    def database_of(self, name: str) -> str:
+        """The URL by which a device reaches the database."""
+        return self.database
+
+    def peer_url(self, device: LoopbackDevice) -> str:
+        """The URL by which its peers reach a device."""
+        return device.url
+
+    def command(self, device: LoopbackDevice) -> list[str]:
+        """The command that serves as `device`."""
+        return [sys.executable, "-m", "cluster", "--config", str(device.config), "serve"]
+
+    def _cluster_section(self, database: str) -> str:
+        return f'[cluster]\ndatabase = "{database}"\nname = "demo"\n'
 
     def _write_ssh_config(self) -> None:
         known = self.directory / "known_hosts"
         lines = []
         for device in self.devices.values():
             public = (device.directory / "host_ed25519.pub").read_text().split()
-            lines.append(f"[127.0.0.1]:{device.port} {public[0]} {public[1]}\n")
+            lines.append(f"[{device.host}]:{device.port} {public[0]} {public[1]}\n")
         known.write_text("".join(lines))
         _write(
             self.ssh_config,
@@ -166,7 +185,7 @@ host_key = "host_ed25519"
             env["GIT_CLUSTER_FAULT"] = fault
         with device.log.open("ab") as log:
             device.process = subprocess.Popen(
-                [sys.executable, "-m", "cluster", "--config", str(device.config), "serve"],
+                self.command(device),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -183,7 +202,7 @@ host_key = "host_ed25519"
                 last = device.log.read_text(errors="replace").strip().splitlines()[-2:]
                 raise ClusterError(f"device {device.name} did not start: {' '.join(last)}")
             try:
-                with socket.create_connection(("127.0.0.1", device.port), timeout=1) as probe:
+                with socket.create_connection((device.host, device.port), timeout=1) as probe:
                     if probe.recv(4) == b"SSH-":
                         return
             except OSError:

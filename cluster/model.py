@@ -203,7 +203,10 @@ class Replica:
     """One repository on one device, as its row says.
 
     position: None while it holds nothing yet ("absent").
-    quarantined: why its copy is not trusted, or None.
+    quarantined: why its copy is not trusted, or None. demoted: because its claim was given up.
+    verified_at: when its content was last found to be what it should be.
+    damage: what is wrong with it where it is the only newest copy, and so is left as it is.
+    marker: the version that its disk's marker names, where the database does not know that version.
     """
 
     device: Device
@@ -214,6 +217,10 @@ class Replica:
     attempts: int
     last_error: str | None
     next_try_at: datetime | None
+    demoted: bool = False
+    verified_at: datetime | None = None
+    damage: str | None = None
+    marker: int | None = None
 
     @property
     def version(self) -> int | None:
@@ -286,3 +293,28 @@ class LogEntry:
     at: datetime
     checksum: Checksum
     refs: tuple[RefUpdate, ...] = field(default=())
+
+
+class EventKind(StrEnum):
+    """What can happen to a repository beside its pushes; schema.sql explains each."""
+
+    HEAL = "heal"
+    FENCE = "fence"
+    THAW = "thaw"
+    FREEZE = "freeze"
+    QUARANTINE = "quarantine"
+    REBUILD = "rebuild"
+    DAMAGE = "damage"
+    RESTORE = "restore"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened at `version`. device: who did it, or "-" for an administrator's command line."""
+
+    version: int
+    kind: EventKind
+    device: str
+    at: datetime
+    what: str
+    refs: tuple[RefUpdate, ...] = ()

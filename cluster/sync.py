@@ -125,7 +125,7 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
     mine = snapshot.of(node.name)
     if mine is None:
         raise NotFound(f"device {node.name} does not hold {repository.name}")
-    if not demoted(mine):
+    if not mine.demoted:
         _refuse_other_history(node, snapshot)
     if mine.intent is not None:
         raise interrupted(snapshot, mine)
@@ -190,7 +190,7 @@ def _refuse_other_history(node: Node, snapshot: Snapshot) -> None:
     if reason is None:
         return
     if repository.frozen != reason:
-        node.db.freeze(repository.id, reason)
+        node.db.freeze(repository.id, reason, device=node.name)
     raise Frozen(
         f"{repository.name} is frozen: {reason}",
         hint="an administrator restores the database, or gives up what only the disk knows with "
@@ -232,7 +232,7 @@ def _everything(node: Node, snapshot: Snapshot, mine: Replica) -> Plan:
     want = node.db.refs_at(repository.id, repository.version)
     updates = difference(have, want, git.ZERO[repository.object_format])
     replaced = [(u.ref, u.old) for u in updates if u.ref != HEAD and not u.creates]
-    history = set() if demoted(mine) else node.db.was_committed(repository.id, replaced)
+    history = set() if mine.demoted else node.db.was_committed(repository.id, replaced)
     values = {value for ref, value in have.items() if ref != HEAD}
     whole = store.connected(repository.id, values, []) if values else False
     return Plan(
@@ -245,11 +245,6 @@ def _everything(node: Node, snapshot: Snapshot, mine: Replica) -> Plan:
         keep=tuple(pair for pair in replaced if pair not in history),
         trusted=False,
     )
-
-
-def demoted(replica: Replica) -> bool:
-    """Whether a person gave this replica's claim up: then nothing that it says of itself counts."""
-    return bool(replica.quarantined and replica.quarantined.startswith("demoted"))
 
 
 def _objects(updates: list[RefUpdate]) -> tuple[str, ...]:

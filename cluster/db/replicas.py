@@ -70,11 +70,23 @@ class Replicas(Connections):
     def synced(self, repository_id: int, device: str, was: Position | None, now: Position) -> None:
         """Move a replica's claim from `was` to `now`, which its disk holds already; trust it again."""
         rows = self._write(
-            """update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
-                      synced_at = now(), attempts = 0, last_error = null, next_try_at = null
-                 from device d
-                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
-                  and r.version is not distinct from %(was)s and r.intent_token is null returning 1""",
+            """with old as (
+                   select r.repository_id, r.device_id, r.quarantined from replica r join device d on d.id = r.device_id
+                    where r.repository_id = %(id)s and d.name = %(device)s for update of r),
+               turned as (
+                   update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
+                          distrust = null, damage = null, marker_version = null, marker_checksum = null,
+                          synced_at = now(), attempts = 0, last_error = null, next_try_at = null
+                     from old
+                    where r.repository_id = old.repository_id and r.device_id = old.device_id
+                      and r.version is not distinct from %(was)s and r.intent_token is null
+                   returning r.repository_id, old.quarantined),
+               noted as (
+                   insert into event (repository_id, version, kind, device, what)
+                   select repository_id, %(version)s, 'rebuild', %(device)s,
+                          'its copy is trusted again; it was not because: ' || quarantined
+                     from turned where quarantined is not null)
+               select 1 from turned""",
             {
                 "id": repository_id,
                 "device": device,
@@ -97,10 +109,17 @@ class Replicas(Connections):
         )
 
     def quarantine(self, repository_id: int, device: str, why: str) -> None:
-        """Stop trusting a replica. Its claim stays readable, but it is nobody's leader."""
+        """Stop trusting a replica. Its claim stays readable, but it is nobody's leader. What is demoted stays so."""
         self._write(
-            """update replica r set quarantined = %(why)s, next_try_at = null from device d
-                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+            """with turned as (
+                   update replica r set quarantined = %(why)s, distrust = coalesce(r.distrust, 'damaged'),
+                          next_try_at = null, verified_at = null
+                     from device d
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                      and r.quarantined is distinct from %(why)s returning r.repository_id)
+               insert into event (repository_id, version, kind, device, what)
+               select p.id, p.version, 'quarantine', %(device)s, 'its copy is not trusted any more: ' || %(why)s
+                 from turned join repository p on p.id = turned.repository_id""",
             {"id": repository_id, "device": device, "why": why[:500]},
         )
 
@@ -108,9 +127,9 @@ class Replicas(Connections):
         """Withdraw a replica's intent and trust; its next sync rebuilds it. On the connection that holds the lock."""
         with translated():
             connection.execute(
-                """update replica r set quarantined = %(why)s, next_try_at = null, intent_token = null,
-                          intent_push = null, intent_actor = null, intent_via = null, intent_address = null,
-                          intent_at = null, intent_refs = null from device d
+                """update replica r set quarantined = %(why)s, distrust = 'demoted', next_try_at = null,
+                          verified_at = null, intent_token = null, intent_push = null, intent_actor = null,
+                          intent_via = null, intent_address = null, intent_at = null, intent_refs = null from device d
                     where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
                 {"id": repository_id, "device": device, "why": why},
             )
@@ -121,6 +140,7 @@ class Replicas(Connections):
         with translated():
             connection.execute(
                 """update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
+                          distrust = null, damage = null, marker_version = null, marker_checksum = null,
                           synced_at = now(), attempts = 0, last_error = null, next_try_at = null from device d
                     where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
                 {

@@ -106,13 +106,17 @@ class Repositories(Connections):
         ):
             raise no_repository(name)
 
-    def freeze(self, repository_id: int, reason: str | None) -> None:
-        """Freeze for a stated reason, or (None) end such a freeze."""
+    def freeze(self, repository_id: int, reason: str | None, *, device: str = "-") -> None:
+        """Freeze for a stated reason, or (None) end such a freeze; the log says who did it ("-": a person)."""
         self._write(
-            """update repository set frozen = %(reason)s::text,
-                      frozen_at = case when %(reason)s::text is null then null else now() end
-                where id = %(id)s""",
-            {"id": repository_id, "reason": reason},
+            """with turned as (
+                   update repository set frozen = %(reason)s::text,
+                          frozen_at = case when %(reason)s::text is null then null else now() end
+                    where id = %(id)s and frozen is distinct from %(reason)s::text returning id, version)
+               insert into event (repository_id, version, kind, device, what)
+               select id, version, case when %(reason)s::text is null then 'thaw' else 'freeze' end::event_kind,
+                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') from turned""",
+            {"id": repository_id, "reason": reason, "device": device},
         )
 
     def place(self, repository_id: int, device: str) -> None:
@@ -183,7 +187,8 @@ _SNAPSHOT_COLUMNS: LiteralString = """
     d.mode as d_mode, d.last_seen_at as d_last_seen_at, d.stopped as d_stopped,
     extract(epoch from now() - d.last_seen_at)::float as d_silent_for,
     r.version, r.checksum, r.quarantined, r.intent_token, r.intent_push, r.intent_actor, r.intent_via,
-    r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at"""
+    r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at,
+    r.distrust::text, r.verified_at, r.damage, r.marker_version"""
 
 _SNAPSHOT_TABLES: LiteralString = """
       from repository p left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""

@@ -8,6 +8,8 @@ from cluster.model import (
     Checksum,
     Device,
     DeviceMode,
+    Event,
+    EventKind,
     Grant,
     Intent,
     Level,
@@ -62,6 +64,10 @@ def replica_of(row: Row) -> Replica:
         attempts=row["attempts"],
         last_error=row["last_error"],
         next_try_at=row["next_try_at"],
+        demoted=row["distrust"] == "demoted",
+        verified_at=row["verified_at"],
+        damage=row["damage"],
+        marker=row["marker_version"],
     )
 
 
@@ -98,4 +104,15 @@ def log_entry_of(row: Row, refs: tuple[RefUpdate, ...]) -> LogEntry:
         at=row["at"],
         checksum=Checksum(row["checksum"]),
         refs=refs,
+    )
+
+
+def event_of(row: Row) -> Event:
+    return Event(
+        version=row["version"],
+        kind=EventKind(row["kind"]),
+        device=row["device"],
+        at=row["at"],
+        what=row["what"],
+        refs=tuple(RefUpdate(*ref) for ref in row["refs"]),
     )

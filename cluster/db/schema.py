@@ -9,10 +9,38 @@ import psycopg
 
 from cluster.errors import SchemaMismatch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The schema that this program speaks. schema.sql is this version; older ones are upgraded by `init`."""
 
-UPGRADES: dict[int, LiteralString] = {}
+UPGRADES: dict[int, LiteralString] = {
+    1: """
+alter table device add column up_since timestamptz;
+create type distrust as enum ('damaged', 'demoted');
+alter table replica
+    add column distrust distrust,
+    add column verified_at timestamptz,
+    add column damage text,
+    add column marker_version bigint,
+    add column marker_checksum text;
+update replica set distrust = case when quarantined like 'demoted%' then 'demoted' else 'damaged' end::distrust
+ where quarantined is not null;
+alter table replica
+    add check ((quarantined is null) = (distrust is null)),
+    add check ((marker_version is null) = (marker_checksum is null));
+create type event_kind as enum ('heal', 'fence', 'thaw', 'freeze', 'quarantine', 'rebuild', 'damage', 'restore');
+create table event (
+    repository_id bigint not null references repository on delete cascade,
+    id            bigint generated always as identity,
+    at            timestamptz not null default now(),
+    version       bigint not null,
+    kind          event_kind not null,
+    device        text not null,
+    what          text not null,
+    refs          jsonb not null default '[]',
+    primary key (repository_id, id)
+);
+"""
+}
 """For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""
 
 Connection = psycopg.Connection[dict[str, Any]]

@@ -136,16 +136,13 @@ class Writes(Connections):
                 "the repository changed while the push waited for its turn", hint="push again"
             )
 
-    def clear_intent(self, repository_id: int, token: UUID) -> bool:
+    def clear_intent(self, repository_id: int, token: UUID, *, connection: Connection | None = None) -> bool:
         """Withdraw an intent that moved nothing. False: it is not there (any more). Harmless to repeat."""
-        return bool(
-            self._write(
-                """update replica set intent_token = null, intent_push = null, intent_actor = null,
-                          intent_via = null, intent_address = null, intent_at = null, intent_refs = null
-                    where repository_id = %(id)s and intent_token = %(token)s returning 1""",
-                {"id": repository_id, "token": token},
-            )
-        )
+        params = {"id": repository_id, "token": token}
+        if connection is None:
+            return bool(self._write(_CLEAR, params))
+        with translated():
+            return bool(connection.execute(_CLEAR, params).fetchall())
 
     def commit(
         self,
@@ -257,6 +254,11 @@ class Writes(Connections):
             raise _void()
         return Position(base.version + 1, checksum)
 
+
+_CLEAR: LiteralString = """
+update replica set intent_token = null, intent_push = null, intent_actor = null,
+       intent_via = null, intent_address = null, intent_at = null, intent_refs = null
+ where repository_id = %(id)s and intent_token = %(token)s returning 1"""
 
 _COMMIT: LiteralString = """
 with turned as (

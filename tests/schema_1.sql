@@ -1,0 +1,167 @@
+-- git-cluster's schema, and the reference of its state machine.
+--
+-- A repository has a newest committed version (0, 1, 2, …). Each version is one row of `push`; what it changed
+-- is in `push_ref`. A replica (one repository on one device) claims a position (version + checksum); the
+-- foreign keys below admit only positions that the log has.
+--
+-- The life of a replica's row:
+--
+--     absent ──sync──▶ current ──another device commits──▶ behind ──sync──▶ current
+--                        │  ▲
+--                 intend │  │ commit (version + 1, or the same where nothing moved)
+--                        ▼  │
+--                      writing ──owner died: the intent stays──▶ frozen ──thaw──▶ current | quarantined
+--
+--     any ──content is not what the position says──▶ quarantined ──rebuilt from the log──▶ current
+--
+--   absent       position null
+--   current      position = the repository's
+--   behind       position older than the repository's
+--   writing      an intent, and its owner holds the repository's write lock
+--   frozen       an intent, and nobody holds the write lock (a lock is not a row: see cluster/locks.py)
+--   quarantined  `quarantined` says why the copy is not trusted; it is neither served nor synced from
+--
+-- Safety does not rest on locks (guarantee G3):
+--   * push's primary key admits one change for each (repository, version);
+--   * push.previous refers to the version before, so the log has no gap;
+--   * one intent a repository (a partial unique index);
+--   * the commit compares and sets replica (version, intent_token) and repository (version) in one statement.
+--
+-- Applied by `git-cluster init`, inside one transaction, with search_path at a schema of its own choosing.
+
+create table cluster (
+    only_row       boolean primary key default true check (only_row),
+    schema_version integer not null,
+    cluster_id     uuid not null default gen_random_uuid(),  -- stands in every on-disk marker: a disk of another cluster is noticed
+    name           text not null,
+    created_at     timestamptz not null default now()
+);
+
+-- A machine that holds repositories.
+--   enabled    serves, receives new replicas
+--   draining   serves what it has; no new replicas, and peers stop staging to it
+--   disabled   serves nothing
+create type device_mode as enum ('enabled', 'draining', 'disabled');
+
+create table device (
+    id           bigint generated always as identity primary key,
+    name         text not null unique check (name ~ '^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$'),
+    ssh_url      text not null,
+    http_url     text,
+    host_key     text not null,                -- public, one line: peers check it strictly
+    mode         device_mode not null default 'enabled',
+    last_seen_at timestamptz,                  -- the daemon's heartbeat, by this database's clock
+    stopped      boolean not null default false, -- said by a clean stop: offline at once, no heartbeat to wait out
+    created_at   timestamptz not null default now()
+);
+
+-- A person. Devices are actors too, by their keys.
+create table actor (
+    id         bigint generated always as identity primary key,
+    name       text not null unique check (name ~ '^[A-Za-z0-9]([A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?$'),
+    created_at timestamptz not null default now()
+);
+
+-- A public key proves exactly one identity: a user, a device, or (neither) an operator: a key that an
+-- administrator's command line makes for itself for one command, and that always expires.
+create table key (
+    fingerprint text primary key check (fingerprint like 'SHA256:%'),
+    public_key  text not null,
+    comment     text not null default '',
+    actor_id    bigint references actor on delete cascade,
+    device_id   bigint unique references device on delete cascade,
+    expires_at  timestamptz,
+    created_at  timestamptz not null default now(),
+    check (num_nonnulls(actor_id, device_id) <= 1),
+    check (num_nonnulls(actor_id, device_id) = 1 or expires_at is not null)
+);
+create index key_actor on key (actor_id) where actor_id is not null;
+
+create type access_level as enum ('read', 'write', 'admin');
+
+-- Who may do what. actor_id null: everyone with a key here. cluster/access.py decides among several.
+create table access_grant (
+    actor_id   bigint references actor on delete cascade,
+    pattern    text not null,
+    level      access_level not null,
+    created_at timestamptz not null default now(),
+    unique nulls not distinct (actor_id, pattern)
+);
+
+create type short_policy as enum ('warn', 'refuse');
+
+create table repository (
+    id            bigint generated always as identity primary key,
+    name          text unique,                 -- null: deleted; devices then drop their copies
+    object_format text not null default 'sha1' check (object_format in ('sha1', 'sha256')),
+    version       bigint not null default 0 check (version >= 0),
+    checksum      bytea not null check (length(checksum) = 128),
+    min_copies    integer not null check (min_copies between 1 and 9),
+    when_short    short_policy not null default 'warn',
+    frozen        text,                        -- why a person (or a database older than the disks) froze it
+    frozen_at     timestamptz,
+    created_at    timestamptz not null default now(),
+    check ((frozen is null) = (frozen_at is null))
+);
+
+-- The push log: every committed change, in order. Version 0 is the creation, so that every position refers to a row.
+create table push (
+    repository_id bigint not null references repository on delete cascade,
+    version       bigint not null check (version >= 0),
+    previous      bigint generated always as (nullif(version, 0) - 1) stored,
+    checksum      bytea not null check (length(checksum) = 128),  -- of all refs and HEAD after this change
+    push_id       uuid not null,
+    actor         text not null,               -- names, not ids: history outlives users and devices
+    device        text not null,
+    via           text not null,               -- ssh, http, import, set, thaw, heal, mirror, create
+    address       text not null default '',
+    at            timestamptz not null default now(),
+    primary key (repository_id, version),
+    unique (repository_id, version, checksum),
+    unique (repository_id, push_id),
+    foreign key (repository_id, previous) references push (repository_id, version)
+);
+
+alter table repository add foreign key (id, version, checksum)
+    references push (repository_id, version, checksum) deferrable initially deferred;
+
+-- What a change did, ref by ref. Zeros: no such ref. HEAD's values are "ref: refs/heads/…".
+create table push_ref (
+    repository_id bigint not null,
+    version       bigint not null,
+    ref           text not null,
+    old           text not null,
+    new           text not null check (new <> old),
+    primary key (repository_id, version, ref),
+    foreign key (repository_id, version) references push on delete cascade
+);
+-- The refs as they stood at any version, from the newest entry of each.
+create index push_ref_history on push_ref (repository_id, ref, version desc) include (new);
+
+create table replica (
+    repository_id  bigint not null references repository on delete cascade,
+    device_id      bigint not null references device on delete restrict,
+    version        bigint,                     -- null: absent
+    checksum       bytea,
+    quarantined    text,                       -- why the copy is not trusted
+    -- the intent: written before refs move, cleared by the commit
+    intent_token   uuid,
+    intent_push    uuid,
+    intent_actor   text,
+    intent_via     text,
+    intent_address text,
+    intent_at      timestamptz,
+    intent_refs    jsonb,                      -- [[ref, old, new], …]
+    -- the state of syncing: what a sweep retries, and when
+    synced_at      timestamptz,
+    attempts       integer not null default 0,
+    last_error     text,
+    next_try_at    timestamptz,
+    primary key (repository_id, device_id),
+    foreign key (repository_id, version, checksum) references push (repository_id, version, checksum),
+    check ((version is null) = (checksum is null)),
+    check (num_nulls(intent_token, intent_push, intent_actor, intent_via, intent_address, intent_at, intent_refs) in (0, 7)),
+    check (intent_token is null or version is not null)
+);
+create unique index replica_one_intent on replica (repository_id) where intent_token is not null;
+create index replica_of_device on replica (device_id);
