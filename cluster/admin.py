@@ -18,8 +18,7 @@ from cluster.client import Client
 from cluster.errors import ClusterError, Frozen, GitFailed, NotFound, Refused, ReplicaUnfit, UsageError
 from cluster.gate import refuse_frozen_by_hand
 from cluster.heal import alive, describe, resolve, still
-from cluster.locks import write_lock
-from cluster.model import HEAD, RefUpdate, Repository, Snapshot
+from cluster.model import HEAD, EventKind, RefUpdate, Repository, Snapshot
 from cluster.names import OperatorCommand, ref_name, repository_name
 from cluster.node import Node
 from cluster.sync import Say, catch_up, other_history
@@ -108,7 +107,8 @@ def _alive(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> di
 
 
 def _resolve(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
-    return {"lines": resolve(node, snapshot.repository.id, dry_run=bool(arguments.get("dry_run")))}
+    dry_run = bool(arguments.get("dry_run"))
+    return {"lines": resolve(node, snapshot.repository.id, by=EventKind.THAW, dry_run=dry_run)}
 
 
 def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
@@ -187,14 +187,7 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
     repository = snapshot.repository
     branch = ref_name(str(arguments.get("branch", "")))
     catch_up(node, repository.id, say)
-    with write_lock(
-        node.turns,
-        node.db,
-        repository.id,
-        device=node.name,
-        actor="operator",
-        timeout=node.writes.lock_timeout,
-    ) as connection:
+    with node.write_lock(repository.id, actor="operator", timeout=node.writes.lock_timeout) as connection:
         snapshot = catch_up(node, repository.id, say)
         refuse_frozen_by_hand(snapshot)
         refs = node.store.values(repository.id, [HEAD, branch])

@@ -21,7 +21,7 @@ DEFAULT_PATH = Path("/etc/git-cluster/config.toml")
 VARIABLE = "GIT_CLUSTER_CONFIG"
 
 Heal = Literal["manual", "auto"]
-DEFAULT_HEAL: Heal = "manual"
+DEFAULT_HEAL: Heal = "auto"
 """What happens to an interrupted write where the file does not say."""
 
 EMBEDDED = "embedded"

@@ -249,6 +249,7 @@ class Keeper:
         self._workers = ThreadPoolExecutor(SYNCS, thread_name_prefix="sync")
         self._pending: set[int] = set()
         self._again: set[int] = set()
+        self._stood_in: set[int] = set()
         self._mutex = Lock()
         self._swept = 0.0
         self._threads = [
@@ -304,12 +305,11 @@ class Keeper:
         node = self._node
         for repository_id in node.db.unfit(node.name):
             self._sync_soon(repository_id)
-        if node.writes.heal == "auto":
-            own, silent = node.db.interrupted(node.name, node.writes.fence_after)
-            for repository_id in own:
-                self._sync_soon(repository_id)
-            for repository_id in silent:
-                self._workers.submit(self._recover, repository_id, heal.fence)
+        own, silent = node.db.interrupted(node.name, node.writes.fence_after)
+        for repository_id in own:
+            self._sync_soon(repository_id)
+        for repository_id in silent if node.heals else ():
+            self._workers.submit(self._fence, repository_id)
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
             self._workers.submit(self._tidy)
@@ -345,10 +345,12 @@ class Keeper:
         try:
             snapshot = node.db.snapshot_of(repository_id)
             mine = snapshot.of(node.name)
-            if mine is not None and mine.intent is not None and node.writes.heal == "auto":
-                self._recover(repository_id, heal.resolve)
-                return
-            if mine is None or mine.intent is not None:
+            if mine is not None and mine.intent is not None:
+                if not self._recover(repository_id):
+                    return
+                snapshot, force = node.db.snapshot_of(repository_id), True
+                mine = snapshot.of(node.name)
+            if mine is None:
                 return
             if mine.position == snapshot.repository.position and not mine.quarantined and not force:
                 return
@@ -363,17 +365,55 @@ class Keeper:
             with suppress(DatabaseUnavailable):
                 node.db.sync_failed(repository_id, node.name, why)
 
-    def _recover(self, repository_id: int, how: Callable[[Node, int], list[str]]) -> None:
-        """Heal or fence an interrupted write, unless somebody carries it after all."""
+    def _recover(self, repository_id: int) -> bool:
+        """See to a write of this device that nobody holds the cluster's lock for; whether it is resolved.
+
+        One that lives has lost its connection to the database, and is stood in for; another was interrupted.
+        """
         node = self._node
+        if node.db.write_lock_holder(repository_id) is not None:
+            return False
+        if heal.alive(node, repository_id, 0.0):
+            self._stand_in(repository_id)
+            return False
+        if not node.heals:
+            return False
         try:
-            if node.db.write_lock_holder(repository_id) is None:
-                for line in how(node, repository_id):
-                    _log.warning("healed: %s", line, extra=logs.fields(repository=repository_id))
+            for line in heal.recover(node, repository_id):
+                _log.warning("healed: %s", line, extra=logs.fields(repository=repository_id))
+        except DatabaseUnavailable:
+            raise
         except ClusterError as error:
             _log.info("not healed: %s", error.what, extra=logs.fields(repository=repository_id))
+            return False
+        return True
+
+    def _stand_in(self, repository_id: int) -> None:
+        """In a thread of its own: a write may go on for long, and the workers have others to see to."""
+        with self._mutex:
+            if repository_id in self._stood_in:
+                return
+            self._stood_in.add(repository_id)
+
+        def work() -> None:
+            try:
+                heal.stand_in(self._node, repository_id)
+            except ClusterError as error:
+                _log.info("not standing in: %s", error.what, extra=logs.fields(repository=repository_id))
+            finally:
+                with self._mutex:
+                    self._stood_in.discard(repository_id)
+
+        Thread(target=work, name="stand in", daemon=True).start()
+
+    def _fence(self, repository_id: int) -> None:
+        try:
+            for line in heal.fence(self._node, repository_id):
+                _log.warning("fenced: %s", line, extra=logs.fields(repository=repository_id))
+        except ClusterError as error:
+            _log.info("not fenced: %s", error.what, extra=logs.fields(repository=repository_id))
         except Exception:
-            _log.exception("healing repository %s failed", repository_id)
+            _log.exception("fencing in repository %s failed", repository_id)
 
     def _tidy(self) -> None:
         """Set deleted copies aside, drop staged refs that nobody will settle, repack what is scattered."""

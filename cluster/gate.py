@@ -11,7 +11,7 @@ database, and the intent is cleared only by a commit that accounts for every ref
 Hence the order:
 
     lock    the cluster's write lock: one writer at a time, in the order of arrival
-    clear   another's intent in spite of the lock means an interrupted write: refuse
+    clear   another's intent in spite of the lock means an interrupted write: heal it, or refuse
     settle  be at the newest version, for the intent is held against it
     intend  from here on an interruption leaves a trace
     apply   Git moves the refs
@@ -33,9 +33,18 @@ from cluster.client import Client
 from cluster.db import Connection
 from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused
 from cluster.faults import Step
-from cluster.locks import write_lock
+from cluster.heal import met
 from cluster.logs import fields
-from cluster.model import Checksum, Intent, Position, RefUpdate, Repository, Request, Snapshot
+from cluster.model import (
+    Checksum,
+    Intent,
+    Position,
+    RefUpdate,
+    Replica,
+    Repository,
+    Request,
+    Snapshot,
+)
 from cluster.node import Node
 from cluster.store import FileLock
 from cluster.sync import Say, catch_up, interrupted, wait_for
@@ -77,12 +86,7 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
             waited = True
         elif fit is Fit.UNCOMMITTED:
             assert owner is not None
-            now = node.db.snapshot_of(repository_id).intent_owner
-            if (
-                now is not None
-                and now.intent == owner.intent  # else it was committed between our two looks
-                and not _healed(node, snapshot, gone)
-            ):
+            if not _resolved(node, snapshot, say, gone, at_most=OWN_HEALING):
                 raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
         else:
             catch_up(node, repository_id, say, gone)
@@ -137,33 +141,66 @@ def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-HEAL_WAIT = 10.0
-"""Seconds that a request waits for an interrupted write to be healed: milliseconds where its device is up."""
+OWN_HEALING = 10.0
+"""Seconds that a reader waits for this device's own interrupted write: healing it takes milliseconds."""
+
+RESTART = 10.0
+"""Seconds that are granted to a device that is down and alone with the newest version: it may be restarting."""
+
+SIGN_OF_LIFE = 2.0
+"""Seconds for a device to show that a write which looks interrupted is going on: milliseconds where it is up."""
 
 
-def _healed(node: Node, snapshot: Snapshot, gone: Callable[[], bool]) -> bool:
-    """Where healing is automatic: have the devices look at this intent now, and wait whether it goes away."""
+def _resolved(
+    node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool], at_most: float = float("inf")
+) -> bool:
+    """Have the devices look at the intent in `snapshot`, and wait as long as there is hope that it is resolved.
+
+    True: it is gone, or its write is going on after all; look again. False: it takes a person, or a device that is
+    away. Another device takes over only after fence_after, so a writer may wait that long and is told.
+    """
     owner, repository_id = snapshot.intent_owner, snapshot.repository.id
-    if node.writes.heal != "auto" or owner is None:
-        return False
-    node.db.nudge(repository_id)
+    assert owner is not None and owner.intent is not None
 
     def resolved() -> bool:
         now = node.db.snapshot_of(repository_id).intent_owner
-        return now is None or now.intent != owner.intent
+        return (
+            now is None or now.intent != owner.intent or node.db.write_lock_holder(repository_id) is not None
+        )
 
-    return wait_for(resolved, HEAL_WAIT, gone)
+    patience = min(_hope(node, snapshot, owner), at_most)
+    if resolved():
+        return True
+    if not patience:
+        return False
+    node.db.nudge(repository_id)
+    if wait_for(resolved, min(1.0, patience), gone):
+        return True
+    if patience > SIGN_OF_LIFE:
+        where = f"{owner.device.name} ({owner.device.state})"
+        say(f"a push by {owner.intent.actor} on {where} was interrupted; waiting until that is resolved")
+    return wait_for(resolved, patience - 1.0, gone)
 
 
-def refuse_frozen(node: Node, repository_id: int, gone: Callable[[], bool]) -> None:
+def _hope(node: Node, snapshot: Snapshot, owner: Replica) -> float:
+    """Seconds for which an interrupted write may still be resolved by itself."""
+    if owner.damage is not None:
+        return 0.0
+    if not node.heals:
+        return SIGN_OF_LIFE if owner.device.online else 0.0
+    others = any(r.device.online for r in snapshot.leaders if r.device.name != owner.device.name)
+    return node.writes.lock_timeout if owner.device.online or others else RESTART
+
+
+def refuse_frozen(node: Node, repository_id: int, say: Say, gone: Callable[[], bool]) -> None:
     """Raise Frozen where a push would be refused at "clear" anyway: before its objects are sent to peers."""
     snapshot = node.db.snapshot_of(repository_id)
     refuse_frozen_by_hand(snapshot)
     owner = snapshot.intent_owner
-    if owner is not None and node.db.write_lock_holder(repository_id) is None:
-        now = node.db.snapshot_of(repository_id).intent_owner
-        if now is not None and now.intent == owner.intent and not _healed(node, snapshot, gone):
-            raise interrupted(snapshot, owner)
+    if owner is None or node.db.write_lock_holder(repository_id) is not None:
+        return
+    if not _resolved(node, snapshot, say, gone):
+        raise interrupted(snapshot, owner)
 
 
 MOST_REF_BYTES = 1024
@@ -209,13 +246,18 @@ class Write:
         self._base: Position | None = None
         self._begun = False
 
-    def clear(self) -> None:
-        """Make sure that no interrupted write is in the way. Frozen."""
-        self._node.reach(Step.CLEAR)
-        snapshot = self._node.db.snapshot_of(self._repository.id)
+    def clear(self) -> Snapshot | None:
+        """Make sure that no interrupted write is in the way: heal it, where that is ours to do. Frozen.
+
+        A snapshot: there is one that only another device can resolve, and it needs the lock that we hold for that.
+        """
+        node, repository_id = self._node, self._repository.id
+        node.reach(Step.CLEAR)
+        snapshot = node.db.snapshot_of(repository_id)
         refuse_frozen_by_hand(snapshot)
-        if owner := snapshot.intent_owner:
-            raise interrupted(snapshot, owner)
+        if snapshot.intent_owner is None or (node.heals and met(node, snapshot, self._connection)):
+            return None
+        return snapshot
 
     def settle(self, say: Say, gone: Callable[[], bool]) -> Position:
         """Be at the newest version. Nobody else can commit now, so it stays the newest."""
@@ -375,27 +417,36 @@ class Write:
 def writing(
     node: Node, repository: Repository, request: Request, lock: FileLock, say: Say, client: Client
 ) -> Iterator[Write]:
-    """Hold the cluster's write lock of `repository` inside. `lock` is the replica's own, given back at the end.
+    """Hold the cluster's write lock of `repository` inside, with no interrupted write in the way ("lock", "clear").
 
-    What was pushed elsewhere during the upload is fetched before the lock is taken: with it, only what came since.
+    `lock` is the replica's own, given back at the end. What was pushed elsewhere during the upload is fetched before
+    the lock is taken: with it, only what came since.
     """
+    gone = lambda: client.gone  # noqa: E731
     snapshot = node.db.snapshot_of(repository.id)
     mine = snapshot.of(node.name)
     if mine is not None and mine.position != snapshot.repository.position and snapshot.intent_owner is None:
-        catch_up(node, repository.id, say, lambda: client.gone)
+        catch_up(node, repository.id, say, gone)
     node.reach(Step.LOCK)
-    with write_lock(
-        node.turns,
-        node.db,
-        repository.id,
-        device=node.name,
-        actor=request.actor.name,
-        timeout=node.writes.lock_timeout,
-        say=say,
-        gone=lambda: client.gone,
-    ) as connection:
-        write = Write(node, repository, request, connection, lock)
-        try:
-            yield write
-        finally:
-            write.close()
+    until = time.monotonic() + node.writes.lock_timeout
+    while True:
+        with node.write_lock(
+            repository.id,
+            actor=request.actor.name,
+            timeout=max(0.01, until - time.monotonic()),
+            say=say,
+            gone=gone,
+        ) as connection:
+            write = Write(node, repository, request, connection, lock)
+            blocked = write.clear()
+            if blocked is None:
+                try:
+                    yield write
+                finally:
+                    write.close()
+                return
+        owner = blocked.intent_owner
+        assert owner is not None
+        left = until - time.monotonic()
+        if left <= 0 or not _resolved(node, blocked, say, gone, at_most=left):
+            raise interrupted(blocked, owner)

@@ -60,6 +60,7 @@ def write_lock(
     device: str,
     actor: str,
     timeout: float,
+    break_after: float | None = None,
     say: Callable[[str], None] = lambda line: None,
     gone: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
@@ -67,8 +68,11 @@ def write_lock(
 
     Says who has it once the wait is worth mentioning. LockTimeout after `timeout` seconds, ClientGone when there is
     nobody left to wait for.
+
+    break_after: seconds of silence after which the lock of a device that was stopped, or cut off without a word, is
+    taken from it. `device` must have been up for as long itself (Database.break_write_lock).
     """
-    waiting = _Waiting(db, repository_id, timeout, say, gone)
+    waiting = _Waiting(db, repository_id, device, timeout, break_after, say, gone)
     turn = turns.enter(repository_id)
     try:
         while not turn.wait(waiting.slice()):
@@ -92,12 +96,14 @@ class _Waiting:
         self,
         db: Database,
         repository_id: int,
+        device: str,
         timeout: float,
+        break_after: float | None,
         say: Callable[[str], None],
         gone: Callable[[], bool],
     ) -> None:
         self._db, self._id, self._say, self._gone = db, repository_id, say, gone
-        self._timeout = timeout
+        self._device, self._timeout, self._break_after = device, timeout, break_after
         self._begun = time.monotonic()
         self._told = ""
 
@@ -109,6 +115,8 @@ class _Waiting:
         """Called when a slice has passed in vain."""
         if self._gone():
             raise ClientGone("the client hung up while it waited for the write lock")
+        if self._break_after is not None:
+            self._db.break_write_lock(self._id, self._device, self._break_after)
         waited = time.monotonic() - self._begun
         holder = self._holder()
         if waited >= self._timeout:

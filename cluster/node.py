@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from cluster.config import WritesSection
-from cluster.db import Database
+from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
-from cluster.locks import Turns
+from cluster.locks import Turns, write_lock
 from cluster.peer import Peers
 from cluster.store import Store
 
@@ -27,3 +29,30 @@ class Node:
     def reach(self, step: Step) -> None:
         """A step of a push begins: where fault tests stop."""
         self.faults.reach(step, self.db.cut_connections)
+
+    @property
+    def heals(self) -> bool:
+        """Whether interrupted writes are resolved without a person."""
+        return self.writes.heal == "auto"
+
+    def write_lock(
+        self,
+        repository_id: int,
+        *,
+        actor: str,
+        timeout: float,
+        say: Callable[[str], None] = lambda line: None,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> AbstractContextManager[Connection]:
+        """cluster.locks.write_lock, as this device takes it: a silent device's lock is broken where healing is on."""
+        return write_lock(
+            self.turns,
+            self.db,
+            repository_id,
+            device=self.name,
+            actor=actor,
+            timeout=timeout,
+            break_after=self.writes.fence_after if self.heals else None,
+            say=say,
+            gone=gone,
+        )

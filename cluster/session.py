@@ -50,7 +50,7 @@ def push(node: Node, request: Request, client: Client) -> int:
             with git_push.explaining():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
-                refuse_frozen(node, repository.id, lambda: client.gone)
+                refuse_frozen(node, repository.id, git_push.say, lambda: client.gone)
                 push_id = uuid4()
                 with (
                     staged(
@@ -58,7 +58,6 @@ def push(node: Node, request: Request, client: Client) -> int:
                     ) as copies,
                     writing(node, repository, request, git_push.lock, git_push.say, client) as write,
                 ):
-                    write.clear()
                     write.settle(git_push.say, lambda: client.gone)
                     conflicts = write.conflicts(proposal.updates)
                     git_push.refuse_hopeless(conflicts)

@@ -153,6 +153,11 @@ def _frozen(snapshot: Snapshot, *, locked: bool) -> str | None:
             f"end it with `git-cluster thaw {subject.name}`"
         )
     if owner and owner.intent and not locked:
+        if owner.damage:
+            return (
+                f"{owner.damage}; decide: `git-cluster thaw {subject.name} --promote {owner.device.name}` "
+                f"or `--demote {owner.device.name}` (try --dry-run first)"
+            )
         return (
             f"{interrupted(owner.device, owner.intent)}; "
             f"see what would be lost: `git-cluster thaw {subject.name} --dry-run`"

@@ -170,6 +170,56 @@ def inspect(intent: Intent, refs: Mapping[str, str], zero: str) -> Interrupted:
     return Interrupted(tuple(moved), tuple(unmoved), tuple(elsewhere))
 
 
+class Healing(Enum):
+    """What becomes of an interrupted write."""
+
+    CALL_OFF = auto()
+    """No ref moved: clear the intent; the version stays."""
+    COMMIT = auto()
+    """Every ref moved, and nobody has committed since: the push happened."""
+    PUT_BACK = auto()
+    """It cannot become a version any more: what moved goes back (and is kept, guarantee G8), the intent is cleared."""
+    GIVE_UP = auto()
+    """Nothing legible is left of it here, but another device holds the version it began at: rebuild from there."""
+    PERSON = auto()
+    """Its refs are at values that this write does not explain: nobody but a person knows what to keep."""
+
+
+def healing(
+    snapshot: Snapshot, mine: Replica, found: Interrupted | None, checksum: Checksum | None
+) -> Healing:
+    """What the owner's device does about its interrupted write.
+
+    found: the refs of the intent as its disk shows them, None where it shows none (wiped, unreadable).
+    checksum: of all its refs now; those outside the intent have to be the ones of the version it began at.
+
+    | the refs of the intent             | the others | committed since     | another leader | then     |
+    |------------------------------------|------------|---------------------|----------------|----------|
+    | illegible                          |            |                     | yes            | GIVE_UP  |
+    | illegible                          |            |                     | no             | PERSON   |
+    | one at neither its old nor new one |            |                     |                | PERSON   |
+    | none moved                         |            |                     |                | CALL_OFF |
+    | all moved                          | as they were | nobody            |                | COMMIT   |
+    | all moved                          | not        | or somebody         |                | PUT_BACK |
+    | some moved                         |            |                     |                | PUT_BACK |
+
+    Refs outside the intent that are not what they were are no part of the write: the next look at the replica
+    rebuilds it from the log.
+    """
+    if found is None:
+        elsewhere = any(leader.device.name != mine.device.name for leader in snapshot.leaders)
+        return Healing.GIVE_UP if elsewhere else Healing.PERSON
+    if found.elsewhere:
+        return Healing.PERSON
+    if not found.moved:
+        return Healing.CALL_OFF
+    base = mine.position
+    alone = base is not None and base == snapshot.repository.position
+    if found.unmoved or not alone or base is None or checksum != updated(base.checksum, found.moved):
+        return Healing.PUT_BACK
+    return Healing.COMMIT
+
+
 def newest_without(snapshot: Snapshot, device: str) -> Position | None:
     """The newest position that a trusted replica other than `device`'s claims, or None where there is none."""
     positions = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,8 @@ import click
 from cluster.cli import show
 from cluster.cli.app import REPOSITORY, App, command, find, json_option, pass_app
 from cluster.errors import DatabaseUnavailable, UsageError
-from cluster.model import HEAD, RefUpdate
+from cluster.model import HEAD, Event, LogEntry, RefUpdate
+from cluster.status import timestamp
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -158,36 +160,64 @@ def _watch(look: Callable[[], dict[str, Any]], *, detailed: bool) -> None:
 @command("log")
 @click.argument("repository", metavar="REPO", type=REPOSITORY)
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many versions.")
+@click.option("--events", "only_events", is_flag=True, help="Only what happened between the pushes.")
 @json_option
 @pass_app
-def log(app: App, repository: str, limit: int, as_json: bool) -> None:
+def log(app: App, repository: str, limit: int, only_events: bool, as_json: bool) -> None:
     """The push log of REPO, newest first.
 
-    Who changed which refs, when, and by way of which device.
+    Who changed which refs, when, and by way of which device; and between the pushes what was healed, frozen, thawed or
+    rebuilt, by which device ("-": an administrator).
     """
-    from cluster.status import timestamp
-
     with app.database() as db:
-        entries = db.log(find(db, repository).repository.id, limit=limit)
+        subject = find(db, repository).repository
+        if only_events:
+            entries, events = [], db.events(subject.id, limit=limit)
+        else:
+            entries = db.log(subject.id, limit=limit)
+            since = entries[-1].version if len(entries) == limit else 0
+            events = db.events(subject.id, since=since)
     if as_json:
-        rows = [
-            {
-                "version": entry.version,
-                "actor": entry.actor,
-                "device": entry.device,
-                "via": entry.via,
-                "at": timestamp(entry.at),
-                "refs": [{"ref": ref.ref, "old": ref.old, "new": ref.new} for ref in entry.refs],
-            }
-            for entry in entries
-        ]
-        show.as_json(rows)
+        show.as_json([_event(e) for e in events] if only_events else [_entry(e, events) for e in entries])
         return
+    rows: list[tuple[datetime, list[object]]] = []
+    for e in entries:
+        rows.append((e.at, [e.version, e.at, e.actor, e.device, e.via, _refs(e.refs)]))
+    for event in events:
+        rows.append((event.at, [None, event.at, None, event.device, event.kind.value, event.what]))
     show.table(
         ["version", "at", "actor", "device", "via", "refs"],
-        [[e.version, e.at, e.actor, e.device, e.via, _refs(e.refs)] for e in entries],
+        [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True)],
         f"nothing was pushed to {repository} yet",
     )
+
+
+def _entry(entry: LogEntry, events: list[Event]) -> dict[str, Any]:
+    """One version; with it what happened while it was the newest."""
+    return {
+        "version": entry.version,
+        "actor": entry.actor,
+        "device": entry.device,
+        "via": entry.via,
+        "at": timestamp(entry.at),
+        "refs": _updates(entry.refs),
+        "events": [_event(event) for event in events if event.version == entry.version],
+    }
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "version": event.version,
+        "kind": event.kind.value,
+        "device": event.device,
+        "at": timestamp(event.at),
+        "what": event.what,
+        "refs": _updates(event.refs),
+    }
+
+
+def _updates(refs: tuple[RefUpdate, ...]) -> list[dict[str, str]]:
+    return [{"ref": update.ref, "old": update.old, "new": update.new} for update in refs]
 
 
 def _refs(refs: tuple[RefUpdate, ...], most: int = 4) -> str:

@@ -152,21 +152,38 @@ class Replicas(Connections):
             )
 
     def interrupted(self, device: str, silent_for: float) -> tuple[list[int], list[int]]:
-        """Ids of repositories with an intent: those whose owner is `device`, and those that `device` may fence,
-        because it holds the newest version itself and the owner has not been seen for `silent_for` seconds."""
+        """Ids of repositories with an intent: those whose owner is `device`, and those that `device` may fence:
+        it holds the newest version itself, the owner has not been seen for `silent_for` seconds, and its own
+        heartbeat came without a gap for as long."""
         rows = self._read(
             """select r.repository_id, o.name = %(device)s as own
                  from replica r join device o on o.id = r.device_id
                  join repository p on p.id = r.repository_id and p.name is not null
-                where r.intent_token is not null and (o.name = %(device)s or (
+                 join device me on me.name = %(device)s
+                where r.intent_token is not null and (o.id = me.id or (
                       (o.last_seen_at is null or o.last_seen_at < now() - make_interval(secs => %(silent)s))
-                      and exists (select from replica m join device d on d.id = m.device_id
-                                   where m.repository_id = r.repository_id and d.name = %(device)s
+                      and me.up_since < now() - make_interval(secs => %(silent)s)
+                      and exists (select from replica m
+                                   where m.repository_id = r.repository_id and m.device_id = me.id
                                      and m.version = p.version and m.quarantined is null)))""",
             {"device": device, "silent": silent_for},
         )
         own = [row["repository_id"] for row in rows if row["own"]]
         return own, [row["repository_id"] for row in rows if not row["own"]]
+
+    def note_damage(self, repository_id: int, device: str, what: str | None) -> None:
+        """Say on a replica's row, for `status`, what only a person can put right there; None: nothing any more.
+        The log has it once."""
+        self._write(
+            """with turned as (
+                   update replica r set damage = %(what)s from device d
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                      and r.damage is distinct from %(what)s returning r.repository_id)
+               insert into event (repository_id, version, kind, device, what)
+               select p.id, p.version, 'damage', %(device)s, %(what)s
+                 from turned join repository p on p.id = turned.repository_id where %(what)s::text is not null""",
+            {"id": repository_id, "device": device, "what": what and what[:1000]},
+        )
 
     def nudge(self, repository_id: int) -> None:
         """Have every device look at a repository now."""

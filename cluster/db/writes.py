@@ -86,6 +86,35 @@ class Writes(Connections):
         )
         return _lock_holder(rows[0]) if rows else None
 
+    def break_write_lock(self, repository_id: int, device: str, silent_for: float) -> bool:
+        """End the database session of a device that holds the write lock and has been silent for so many seconds.
+
+        A stopped process, or one whose network swallows everything, keeps its connection and so the lock. `device`, who
+        asks, must have had a heartbeat without a gap for as long itself. Safety does not need this lock (G3).
+        """
+        try:
+            rows = self._write(
+                """select pg_terminate_backend(l.pid) as ended
+                     from pg_locks l join pg_stat_activity a on a.pid = l.pid
+                     join device d on d.name = split_part(a.application_name, ' ', 4)
+                     join device me on me.name = %(device)s
+                    where l.locktype = 'advisory' and l.granted and l.classid::bigint = %(class)s
+                      and l.objid::bigint = %(id)s and l.objsubid = 2
+                      and l.database = (select oid from pg_database where datname = current_database())
+                      and a.application_name like 'git-cluster write %%' and d.id <> me.id
+                      and (d.last_seen_at is null or d.last_seen_at < now() - make_interval(secs => %(silent)s))
+                      and me.up_since < now() - make_interval(secs => %(silent)s)""",
+                {
+                    "class": WRITE_LOCK_CLASS,
+                    "id": _lock_key(repository_id),
+                    "device": device,
+                    "silent": silent_for,
+                },
+            )
+        except psycopg.errors.InsufficientPrivilege:
+            return False  # devices that share no database user cannot do this for one another
+        return bool(rows)
+
     def write_locks(self) -> dict[int, LockHolder]:
         """All write locks that are held now, by repository id modulo 2^31."""
         rows = self._read(

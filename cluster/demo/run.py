@@ -24,7 +24,6 @@ from cluster.demo.tour import CheckFailed, Tour
 from cluster.errors import ClusterError
 from cluster.loopback import Loopback, LoopbackDevice
 from cluster.model import Snapshot
-from cluster.status import observe
 
 REPOSITORY = "demo/app"
 MIN_COPIES = 2
@@ -91,9 +90,7 @@ class Demo:
 
     def _start_postgres(self) -> None:
         with self._signals.deferred():
-            self.loopback = Loopback(
-                self._place.directory, embedded.start(self._place.postgres), writes={"heal": '"manual"'}
-            )
+            self.loopback = Loopback(self._place.directory, embedded.start(self._place.postgres))
         self._screen.good(f"PostgreSQL is up ({self._elapsed()})")
 
     def _set_up(self, names: list[str], *, again: bool) -> None:
@@ -140,15 +137,6 @@ class Demo:
 
     def _await_current(self) -> None:
         with Database(self.loopback.database, application_name="git-cluster demo").open() as db:
-            entry = observe(db, "demo", REPOSITORY)["repositories"][0]
-            if any(replica["state"] == "frozen" for replica in entry["replicas"]):
-                self._screen.say("A push was interrupted here last time; it is resolved first.", 2)
-                done = subprocess.run(
-                    [*self.git_cluster, "--config", str(self.loopback.config), "thaw", REPOSITORY],
-                    stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                )  # fmt: skip
-                if done.returncode:
-                    raise _error(done.stderr)
             wait(lambda: current(db.snapshot(REPOSITORY)), f"{REPOSITORY} is not current on every device")
             version = db.snapshot(REPOSITORY).repository.version
         self._screen.good(f"{REPOSITORY} is at version {version} on every device ({self._elapsed()})")

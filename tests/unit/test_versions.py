@@ -25,11 +25,13 @@ from cluster.model import (
 )
 from cluster.versions import (
     Fit,
+    Healing,
     Local,
     checksum_of,
     difference,
     fit_to_read,
     head_of,
+    healing,
     inspect,
     newest_without,
     sources,
@@ -277,6 +279,43 @@ def test_an_intent_held_against_the_disk(
 ) -> None:
     found = inspect(intent(CHANGE, CREATE, DELETE), refs, ZERO)
     assert (found.moved, found.unmoved, found.elsewhere) == (moved, unmoved, elsewhere)
+
+
+ALL = {CHANGE.ref: TWO, CREATE.ref: TWO}
+NONE = {CHANGE.ref: ONE, DELETE.ref: ONE}
+SOME = {CHANGE.ref: TWO, DELETE.ref: ONE}
+STRANGE = {CHANGE.ref: SIX, DELETE.ref: ONE}
+
+
+@pytest.mark.parametrize("refs, others_right, newest, another_leader, then", [
+    (NONE, True, 3, True, Healing.CALL_OFF),
+    (NONE, False, 3, True, Healing.CALL_OFF),
+    (NONE, True, 4, True, Healing.CALL_OFF),
+    (ALL, True, 3, True, Healing.COMMIT),
+    (ALL, True, 3, False, Healing.COMMIT),
+    (ALL, False, 3, True, Healing.PUT_BACK),
+    (ALL, True, 4, True, Healing.PUT_BACK),
+    (SOME, True, 3, True, Healing.PUT_BACK),
+    (SOME, False, 3, False, Healing.PUT_BACK),
+    (STRANGE, True, 3, True, Healing.PERSON),
+    (STRANGE, True, 4, False, Healing.PERSON),
+    (None, True, 3, True, Healing.GIVE_UP),
+    (None, True, 3, False, Healing.PERSON),
+])  # fmt: skip
+def test_what_becomes_of_an_interrupted_write(
+    refs: dict[str, str] | None, others_right: bool, newest: int, another_leader: bool, then: Healing
+) -> None:
+    """`refs`: what the disk shows of the intent; `newest`: the repository's version, the intent was written at 3."""
+    write = intent(CHANGE, CREATE, DELETE)
+    mine = replica("a", at(3), intent=write)
+    now = snapshot(newest, mine, *([replica("b", at(newest))] if another_leader else []))
+    found = None if refs is None else inspect(write, refs, ZERO)
+    disk = None
+    if found is not None:
+        disk = updated(
+            at(3).checksum, found.moved if others_right else [RefUpdate("refs/heads/x", ZERO, SIX)]
+        )
+    assert healing(now, mine, found, disk) is then
 
 
 def test_head() -> None:
