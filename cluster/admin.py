@@ -150,6 +150,7 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
                         repository.id,
                         replica.device.name,
                         "demoted by an administrator",
+                        replica.intent,
                         connection=connection,
                     )
             if changes:

@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from cluster import git
 from cluster.db import Connection
-from cluster.errors import Frozen, LockTimeout, Refused, ReplicaUnfit
+from cluster.errors import Frozen, LockTimeout, Refused, ReplicaUnfit, WriteConflict
 from cluster.locks import Turns, write_lock
 from cluster.model import HEAD, Checksum, EventKind, Intent, RefUpdate, Replica, Snapshot
 from cluster.node import Node
@@ -152,9 +152,15 @@ def _fence(node: Node, snapshot: Snapshot, connection: Connection) -> list[str]:
         f"the push by {intent.actor} on {name} is given up: "
         f"{name} was not seen for {owner.device.silent_for or 0:.0f} s in the middle of it"
     )
-    with connection.transaction():
-        node.db.demote(repository.id, name, "it fell silent in the middle of a write", connection=connection)
-        node.db.record(repository.id, EventKind.FENCE, node.name, line, intent.refs, connection=connection)
+    why = "it fell silent in the middle of a write"
+    try:
+        with connection.transaction():
+            node.db.demote(repository.id, name, why, intent, connection=connection)
+            node.db.record(
+                repository.id, EventKind.FENCE, node.name, line, intent.refs, connection=connection
+            )
+    except WriteConflict:
+        return []  # it came back at the last moment, and has committed
     return [line]
 
 
@@ -196,7 +202,7 @@ def _resolve(
     with connection.transaction():
         if decision is Healing.GIVE_UP:
             why = "its disk held no readable copy in the middle of a write"
-            node.db.demote(repository.id, node.name, why, connection=connection)
+            node.db.demote(repository.id, node.name, why, intent, connection=connection)
         else:
             node.db.clear_intent(repository.id, intent.token, connection=connection)
         node.db.record(repository.id, by, node.name, line, moved or intent.refs, connection=connection)

@@ -126,7 +126,9 @@ def _demote(
         if now.repository.position != repository.position or _intent(now) != _intent(snapshot):
             raise Refused(f"{repository.name} changed meanwhile", hint="look again with --dry-run")
         with connection.transaction():
-            db.demote(repository.id, device, "demoted by an administrator", connection=connection)
+            db.demote(
+                repository.id, device, "demoted by an administrator", replica.intent, connection=connection
+            )
             if lost:
                 refs = db.refs_at(repository.id, truth.version)
                 zero = git.ZERO[repository.object_format]

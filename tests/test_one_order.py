@@ -164,3 +164,29 @@ def test_g3_races_of_direct_commits_leave_a_log_without_gaps(claims: tuple[Datab
         == list(range(1, len(won) + 1))
     )
     assert len(won) > 10
+
+
+def test_g3_a_claim_that_was_committed_meanwhile_is_not_given_up(
+    claims: tuple[Database, int, Position],
+) -> None:
+    """A fence, or a person, decided on an intent; its owner came back at the last moment, and was faster."""
+    db, id, base = claims
+    claim = intent()
+    intend(db, id, "a", base, claim)
+    commit(db, id, "a", base, claim)
+    with db.dedicated() as connection, pytest.raises(WriteConflict):
+        db.demote(id, "a", "it fell silent", claim, connection=connection)
+    mine = db.snapshot_of(id).of("a")
+    assert mine is not None and mine.version == 1 and not mine.quarantined
+
+
+def test_g3_a_claim_that_was_given_up_is_not_committed(claims: tuple[Database, int, Position]) -> None:
+    db, id, base = claims
+    claim = intent()
+    intend(db, id, "a", base, claim)
+    with db.dedicated() as connection:
+        db.demote(id, "a", "it fell silent", claim, connection=connection)
+    with pytest.raises(WriteConflict):
+        commit(db, id, "a", base, claim)
+    mine = db.snapshot_of(id).of("a")
+    assert mine is not None and mine.version == 0 and mine.demoted

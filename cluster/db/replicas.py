@@ -10,6 +10,7 @@ from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
 from cluster.model import (
     Checksum,
+    Intent,
     LogEntry,
     Position,
     RefUpdate,
@@ -123,16 +124,29 @@ class Replicas(Connections):
             {"id": repository_id, "device": device, "why": why[:500]},
         )
 
-    def demote(self, repository_id: int, device: str, why: str, *, connection: Connection) -> None:
-        """Withdraw a replica's intent and trust; its next sync rebuilds it. On the connection that holds the lock."""
+    def demote(
+        self, repository_id: int, device: str, why: str, intent: Intent | None, *, connection: Connection
+    ) -> None:
+        """Withdraw a replica's trust, and its intent, which must still be `intent`; its next sync rebuilds it.
+
+        On the connection that holds the lock. WriteConflict: what was interrupted was committed or resolved meanwhile.
+        """
         with translated():
-            connection.execute(
+            done = connection.execute(
                 """update replica r set quarantined = %(why)s, distrust = 'demoted', next_try_at = null,
                           verified_at = null, intent_token = null, intent_push = null, intent_actor = null,
                           intent_via = null, intent_address = null, intent_at = null, intent_refs = null from device d
-                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
-                {"id": repository_id, "device": device, "why": why},
-            )
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
+                      and r.intent_token is not distinct from %(token)s::uuid""",
+                {
+                    "id": repository_id,
+                    "device": device,
+                    "why": why,
+                    "token": intent.token if intent else None,
+                },
+            ).rowcount
+            if done != 1:
+                raise WriteConflict("the repository changed meanwhile", hint="look again")
             notify(connection, str(repository_id))
 
     def claim(self, repository_id: int, device: str, position: Position, *, connection: Connection) -> None:
