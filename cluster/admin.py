@@ -15,13 +15,15 @@ from uuid import uuid4
 
 from cluster import git
 from cluster.client import Client
-from cluster.errors import ClusterError, Frozen, GitFailed, NotFound, Refused, ReplicaUnfit, UsageError
+from cluster.errors import ClusterError, NotFound, Refused, ReplicaUnfit, UsageError
 from cluster.gate import refuse_frozen_by_hand
 from cluster.heal import alive, describe, resolve, still
+from cluster.history import mark, other_history, tell
 from cluster.model import HEAD, EventKind, RefUpdate, Repository, Snapshot
 from cluster.names import OperatorCommand, ref_name, repository_name
 from cluster.node import Node
-from cluster.sync import Say, catch_up, other_history
+from cluster.sync import Say, catch_up
+from cluster.verify import verify
 from cluster.versions import checksum_of, difference, updated
 
 _log = logging.getLogger(__name__)
@@ -60,46 +62,13 @@ def _sync(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dic
 
 
 def _verify(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
-    """Hold the refs against the position, and what they reach against itself; rebuild what is bad."""
-    repository = snapshot.repository
-    node.store.forget(repository.id)
-    fault = _fault(node, snapshot)
-    if fault is None:
-        return _position(node, snapshot) | {"verified": True}
-    say(f"{repository.name} on {node.name}: {fault}")
-    if not any(r.device.name != node.name for r in snapshot.leaders):
-        raise Refused(
-            f"{repository.name} on {node.name} is damaged ({fault}), and no other device holds the newest version",
-            hint="nothing was touched; bring another copy back, or restore this one from a backup",
-        )
-    node.db.quarantine(repository.id, node.name, fault)
-    if "object" in fault:
-        node.store.set_aside(repository.id, "damaged")
-    catch_up(node, repository.id, say)
-    return _position(node, snapshot) | {"verified": False, "fault": fault}
-
-
-def _fault(node: Node, snapshot: Snapshot) -> str | None:
-    repository = snapshot.repository
-    mine = snapshot.of(node.name)
-    assert mine is not None
-    if mine.position is None:
-        return None
-    if not node.store.exists(repository.id):
-        return "its disk holds no copy, though it should"
-    with node.store.holding(repository.id, "write", 30.0):
-        mine = node.db.snapshot_of(repository.id).of(node.name)
-        assert mine is not None
-        if mine.intent is not None:
-            raise Frozen(f"{repository.name} has an interrupted write on {node.name}", hint="thaw it first")
-        if mine.position is None or node.store.checksum(repository.id) != mine.position.checksum:
-            return f"its refs are not those of version {mine.version}"
-    try:
-        git.run(["fsck", "--full", "--no-dangling", "--no-progress"], git_dir=node.store.path(repository.id))
-    except GitFailed as error:
-        _log.warning("fsck of %s: %s", repository.name, error.what)
-        return "objects that its refs reach are missing or damaged"
-    return None
+    verdict = verify(node, snapshot.repository.id, say)
+    answer = _position(node, snapshot) | {"verified": verdict.fault is None}
+    if verdict.fault is not None:
+        answer["fault"] = verdict.fault
+    if verdict.notes:
+        answer["notes"] = list(verdict.notes)
+    return answer
 
 
 def _alive(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
@@ -109,6 +78,10 @@ def _alive(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> di
 def _resolve(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
     dry_run = bool(arguments.get("dry_run"))
     return {"lines": resolve(node, snapshot.repository.id, by=EventKind.THAW, dry_run=dry_run)}
+
+
+def _history(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
+    return tell(node, snapshot)
 
 
 def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
@@ -145,7 +118,7 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
         ahead = other_history(node, snapshot) is not None
         with connection.transaction():
             for replica in snapshot.replicas:
-                if replica is owner or (ahead and replica is not mine):
+                if replica is owner or ((ahead or replica.knows_more) and replica is not mine):
                     node.db.demote(
                         repository.id,
                         replica.device.name,
@@ -169,7 +142,7 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
         if snapshot.repository.frozen is not None:
             node.db.freeze(repository.id, None)
         node.store.remember(repository.id, position.checksum)
-        node.store.mark(repository.id, position)
+        mark(node, repository, position)
         return {"lines": lines, "version": position.version}
 
 
@@ -228,6 +201,7 @@ _VERBS: dict[str, Callable[[Node, Snapshot, Arguments, Say], dict[str, Any]]] = 
     "verify": _verify,
     "alive": _alive,
     "resolve": _resolve,
+    "history": _history,
     "promote": _promote,
     "set-head": _set_head,
 }

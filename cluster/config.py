@@ -21,11 +21,13 @@ DEFAULT_PATH = Path("/etc/git-cluster/config.toml")
 VARIABLE = "GIT_CLUSTER_CONFIG"
 
 Heal = Literal["manual", "auto"]
+Stale = Literal["refuse", "allow"]
 DEFAULT_HEAL: Heal = "auto"
 """What happens to an interrupted write where the file does not say."""
 
 EMBEDDED = "embedded"
-MAX_DURATION = 24 * 60 * 60.0
+DAY = 24 * 60 * 60.0
+MAX_DURATION = DAY
 """Seconds. No wait in git-cluster is meant to last a day, and PostgreSQL's own timeouts end at 24 days."""
 
 
@@ -86,6 +88,27 @@ class WritesSection:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadsSection:
+    """stale: whether reads are served from this disk while the database is away."""
+
+    stale: Stale = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepSection:
+    """Verification and maintenance of this device's copies.
+
+    verify_every: seconds after which a copy is held against the log and against itself again.
+    prune_after: seconds for which what no ref reaches is kept. A push that is about to move its refs is such, too.
+    most_packs: packs of a copy (or as much scattered otherwise) from which it is repacked.
+    """
+
+    verify_every: float = 7 * DAY
+    prune_after: float = 14 * DAY
+    most_packs: int = 20
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """path: the file that all of this was read from, absolute."""
 
@@ -95,6 +118,8 @@ class Config:
     ssh: SshSection | None = None
     http: HttpSection | None = None
     writes: WritesSection = WritesSection()
+    reads: ReadsSection = ReadsSection()
+    upkeep: UpkeepSection = UpkeepSection()
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
@@ -163,6 +188,8 @@ def _config(file: Path, document: dict[str, Any]) -> Config:
         ssh=_ssh(tables["ssh"]) if "ssh" in tables else None,
         http=_http(tables["http"]) if "http" in tables else None,
         writes=_writes(tables["writes"]) if "writes" in tables else WritesSection(),
+        reads=_reads(tables["reads"]) if "reads" in tables else ReadsSection(),
+        upkeep=_upkeep(tables["upkeep"]) if "upkeep" in tables else UpkeepSection(),
     )
 
 
@@ -192,6 +219,19 @@ def _writes(table: _Table) -> WritesSection:
     )
 
 
+def _reads(table: _Table) -> ReadsSection:
+    return table.section(ReadsSection, stale=table.stale)
+
+
+def _upkeep(table: _Table) -> UpkeepSection:
+    return table.section(
+        UpkeepSection,
+        verify_every=table.days,
+        prune_after=table.grace,
+        most_packs=table.most_packs,
+    )
+
+
 def _unknown(file: Path, what: str, name: str, allowed: list[str]) -> ConfigError:
     near = difflib.get_close_matches(name.lower(), [a.strip("[]") for a in allowed], n=1)
     hint = f"Did you mean {near[0]}?" if near else "Remove it, or see the documentation of the configuration."
@@ -209,8 +249,8 @@ _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0
 _LISTEN = re.compile(rf"({_HOST}):([0-9]{{1,5}})")
 # Strict, because it becomes an argument of ssh on other devices: neither user nor host can begin with "-".
 _ADVERTISE = re.compile(rf"ssh://[A-Za-z0-9_][A-Za-z0-9._-]*@(?:{_HOST})(?::([0-9]{{1,5}}))?")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 
 Section = TypeVar("Section")
 
@@ -280,6 +320,21 @@ class _Table:
 
     def duration(self, key: str) -> float:
         allowed = 'seconds as a number, or "500ms", "120s", "5m", "1h"; more than 0 and at most 24 hours'
+        return self._seconds(key, allowed, MAX_DURATION)
+
+    def days(self, key: str) -> float:
+        return self._seconds(
+            key, 'a duration such as "7d" or "12h"; more than 0 and at most 366 days', 366 * DAY
+        )
+
+    def grace(self, key: str) -> float:
+        allowed = 'a duration such as "14d"; at least an hour and at most 366 days'
+        seconds = self._seconds(key, allowed, 366 * DAY)
+        if seconds < 3600:
+            raise self._bad(key, allowed)
+        return seconds
+
+    def _seconds(self, key: str, allowed: str, most: float) -> float:
         value = self.values[key]
         found = _DURATION.fullmatch(value) if isinstance(value, str) else None
         if found:
@@ -288,14 +343,27 @@ class _Table:
             seconds = float(value)
         else:
             raise self._bad(key, allowed)
-        if not 0 < seconds <= MAX_DURATION:  # false for nan, too
+        if not 0 < seconds <= most:  # false for nan, too
             raise self._bad(key, allowed)
         return seconds
+
+    def most_packs(self, key: str) -> int:
+        allowed = "a whole number from 2 to 1000"
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 1000:
+            raise self._bad(key, allowed)
+        return value
 
     def heal(self, key: str) -> str:
         value = self._string(key, '"manual" or "auto"')
         if value not in get_args(Heal):
             raise self._bad(key, '"manual" or "auto"')
+        return value
+
+    def stale(self, key: str) -> str:
+        value = self._string(key, '"refuse" or "allow"')
+        if value not in get_args(Stale):
+            raise self._bad(key, '"refuse" or "allow"')
         return value
 
     def _string(self, key: str, allowed: str) -> str:

@@ -10,7 +10,6 @@ A clean stop lets commits under way finish, refuses new work, and says "stopped"
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import resource
@@ -24,20 +23,21 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import admin, embedded, heal, logs, session, stage
+from cluster import admin, embedded, failing, heal, history, leftovers, logs, session, stage, upkeep
 from cluster.client import Client
 from cluster.config import Config
 from cluster.db import Database
-from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, NotFound, Refused
+from cluster.disk import FileLock
+from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
 from cluster.faults import Faults
 from cluster.keyfiles import load_key
 from cluster.model import Actor, ActorKind, DeviceMode, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
 from cluster.peer import Peers
-from cluster.receive import disk_full
 from cluster.ssh import SshServer
-from cluster.store import FileLock, Store
+from cluster.stale import Memory
+from cluster.store import Store
 from cluster.sync import catch_up
 
 _log = logging.getLogger(__name__)
@@ -50,8 +50,6 @@ SYNCS = 4
 
 GRACE = 10.0
 """Seconds for requests under way at a clean stop. A commit takes milliseconds; a slow client is not waited for."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 SWEEP = 60.0
 """Seconds between two looks for what a crash may have left: deleted repositories, staged refs of dead pushes."""
@@ -103,6 +101,8 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
         store=Store(data_dir, device.name, db.cluster_id()),
         peers=Peers(key),
         faults=Faults.parse(environ.get("GIT_CLUSTER_FAULT", "")),
+        memory=Memory(db, device.name) if config.reads.stale == "allow" else None,
+        upkeep=config.upkeep,
     )
 
 
@@ -119,8 +119,7 @@ def run(config: Config) -> NoReturn:
         )
     alone = _alone(node.store.root)
     stop, signals = Event(), _signals()
-    for leftover in node.store.run_directory().glob("scratch-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    leftovers.clean_at_start(node.store)
     keeper = Keeper(node, stop)
     server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node, config.cluster.name))
     host, port = server.start()
@@ -131,6 +130,7 @@ def run(config: Config) -> NoReturn:
     stop.set()
     _log.info("device %s stops", node.name)
     server.stop_accepting()
+    node.background.stop()
     server.close(GRACE)
     keeper.finish()
     node.peers.close()
@@ -180,17 +180,23 @@ class Requests:
         self._node, self._cluster = node, cluster
 
     def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
-        return self._node.db.identity(fingerprint)
+        try:
+            return self._node.db.identity(fingerprint)
+        except DatabaseUnavailable:
+            if self._node.memory is None:
+                raise
+            return self._node.memory.authenticate(fingerprint)
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
         try:
             return self._run(actor, command, client, protocol=protocol, address=address)
-        except OSError as error:
-            if error.errno not in _FULL:
+        except (DiskFailed, OSError) as error:
+            disk = failing.of_error(error)
+            if disk is None:
                 raise
-            _log.error("%s: %s", address, error)
-            raise disk_full(self._node.name) from error
+            _log.error("%s: %s", address, error.__cause__ or error)
+            raise disk.on(self._node.name) from error
 
     def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         node, kind = self._node, actor.kind
@@ -248,20 +254,28 @@ class Keeper:
         self._node, self._stop = node, stop
         self._workers = ThreadPoolExecutor(SYNCS, thread_name_prefix="sync")
         self._pending: set[int] = set()
-        self._again: set[int] = set()
+        self._again: dict[int, bool] = {}
         self._stood_in: set[int] = set()
         self._mutex = Lock()
         self._swept = 0.0
+        self._warned: dict[str, float] = {}
+        self._caretaker = upkeep.Caretaker(node, stop)
+        self._looked: dict[int, float] = {}
         self._threads = [
             Thread(target=self._beat, name="heartbeat", daemon=True),
             Thread(target=self._listen, name="listener", daemon=True),
         ]
+        if memory := node.memory:
+            memory.look()
+            self._threads.append(Thread(target=memory.watch, args=(stop,), name="memory", daemon=True))
 
     def start(self) -> None:
         """Say that this device is alive, and begin."""
-        self._node.db.heartbeat(self._node.name)
+        with suppress(DatabaseUnavailable):  # gone again already: the heart goes on beating
+            self._node.db.heartbeat(self._node.name)
         for thread in self._threads:
             thread.start()
+        self._caretaker.start()
 
     def finish(self) -> None:
         """End the background work and say "stopped"."""
@@ -275,34 +289,49 @@ class Keeper:
             try:
                 self._node.db.heartbeat(self._node.name)
             except DatabaseUnavailable as error:
-                _log.warning("no heartbeat: %s", error.what)
+                self._warn(f"no heartbeat: {error.what}")
+            except Exception:
+                _log.exception("the heartbeat failed; it is tried again")
 
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
-                self._look_at_everything()
+                looked = False
                 for payload in self._node.db.listen():
                     if self._stop.is_set():
                         return
+                    if not looked:  # from here on nothing is missed
+                        looked = True
+                        self._look_at_everything()
                     if payload.isdigit():
                         self._sync_soon(int(payload))
                     else:
                         self._look_around()
             except ClusterError as error:
-                _log.warning("not listening: %s", error.what)
+                self._warn(f"not listening: {error.what}")
                 self._stop.wait(0.5)
             except Exception:
                 _log.exception("the listener failed; it starts again")
                 self._stop.wait(2.0)
+
+    def _warn(self, what: str) -> None:
+        """One line a minute about what fails again and again."""
+        if time.monotonic() - self._warned.get(what, -SWEEP) >= SWEEP:
+            self._warned[what] = time.monotonic()
+            _log.warning("%s", what)
 
     def _look_at_everything(self) -> None:
         """After a start, and after the database was away: this disk, or that database, may not be what it was."""
         for repository_id, name in self._node.db.held(self._node.name).items():
             if name is not None:
                 self._sync_soon(repository_id, force=True)
+        for line in history.strangers(self._node):
+            _log.warning("%s", line)
 
     def _look_around(self) -> None:
         node = self._node
+        if node.memory:
+            node.memory.look_soon()
         for repository_id in node.db.unfit(node.name):
             self._sync_soon(repository_id)
         own, silent = node.db.interrupted(node.name, node.writes.fence_after)
@@ -318,7 +347,7 @@ class Keeper:
         """Look at a replica in the background; once more if it changes while it is looked at."""
         with self._mutex:
             if repository_id in self._pending:
-                self._again.add(repository_id)
+                self._again[repository_id] = force or self._again.get(repository_id, False)
                 return
             self._pending.add(repository_id)
         with suppress(RuntimeError):  # shutting down
@@ -328,17 +357,20 @@ class Keeper:
         try:
             self._sync_now(repository_id, force)
         except Exception as error:
-            _log.exception("syncing repository %s failed", repository_id)
-            full = isinstance(error, OSError) and error.errno in _FULL
-            why = disk_full(self._node.name).what if full else "an unforeseen error; the device's log has it"
+            disk = failing.of_error(error)
+            if disk is None:
+                _log.exception("syncing repository %s failed", repository_id)
+            else:
+                _log.error("syncing repository %s failed: %s", repository_id, error.__cause__ or error)
+            why = disk.on(self._node.name).what if disk else "an unforeseen error; the device's log has it"
             with suppress(ClusterError):
                 self._node.db.sync_failed(repository_id, self._node.name, why)
+        self._caretaker.changed(repository_id)
         with self._mutex:
             self._pending.discard(repository_id)
-            again = repository_id in self._again
-            self._again.discard(repository_id)
-        if again:
-            self._sync_soon(repository_id)
+            again = self._again.pop(repository_id, None)
+        if again is not None:
+            self._sync_soon(repository_id, force=again)
 
     def _sync_now(self, repository_id: int, force: bool) -> None:
         node = self._node
@@ -346,6 +378,7 @@ class Keeper:
             snapshot = node.db.snapshot_of(repository_id)
             mine = snapshot.of(node.name)
             if mine is not None and mine.intent is not None:
+                history.refuse_other_history(node, snapshot)
                 if not self._recover(repository_id):
                     return
                 snapshot, force = node.db.snapshot_of(repository_id), True
@@ -358,6 +391,8 @@ class Keeper:
             catch_up(node, repository_id, lambda line: _log.info(line, extra=logs.fields(repository=name)))
         except (NotFound, DatabaseUnavailable) as error:
             _log.info("repository %s: %s", repository_id, error.what)
+        except DiskFailed:
+            raise
         except ClusterError as error:
             _log.warning("repository %s: %s", repository_id, error.what, exc_info=error.__cause__)
             cause = error.__cause__
@@ -416,16 +451,9 @@ class Keeper:
             _log.exception("fencing in repository %s failed", repository_id)
 
     def _tidy(self) -> None:
-        """Set deleted copies aside, drop staged refs that nobody will settle, repack what is scattered."""
-        node = self._node
         try:
-            for repository_id, name in node.db.held(node.name).items():
-                if name is None:
-                    node.store.set_aside(repository_id, "deleted")
-                    node.db.forget_replica(repository_id, node.name)
-                else:
-                    with suppress(ClusterError):
-                        stage.sweep(node, repository_id)
-                        node.store.repack(repository_id)
+            for repository_id in history.ahead(self._node):
+                self._sync_soon(repository_id, force=True)
+            upkeep.tidy(self._node, self._looked)
         except Exception:
             _log.exception("tidying up failed; it is tried again in a minute")

@@ -8,6 +8,7 @@
     ├── DatabaseUnavailable       PostgreSQL cannot be reached, or dropped us
     │   └── SchemaMismatch        it is reached and holds another schema than ours
     ├── GitFailed                 a Git process ended badly
+    │   └── DiskFailed            because a disk is full, cannot be written to, or has errors
     ├── ReplicaUnfit              this device's copy cannot be used as it is
     ├── PeerFailed                another device did not answer as it should
     ├── NoSource                  no device that holds the newest version can be reached
@@ -65,6 +66,18 @@ class SchemaMismatch(DatabaseUnavailable):
 
 class GitFailed(ClusterError):
     pass
+
+
+class DiskFailed(GitFailed):
+    """how: what is wrong with the disk, and what an administrator has to do. device: whose it is; "": this one's."""
+
+    def __init__(self, how: str, device: str = "") -> None:
+        super().__init__(f"the disk of {f'device {device}' if device else 'this device'} {how}")
+        self.how = how
+
+    def on(self, device: str) -> DiskFailed:
+        """The same, with the device's name."""
+        return DiskFailed(self.how, device)
 
 
 class ReplicaUnfit(ClusterError):

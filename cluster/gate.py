@@ -24,20 +24,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from threading import Thread
 from uuid import UUID, uuid4
 
 from cluster import git
 from cluster.client import Client
 from cluster.db import Connection
-from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused
+from cluster.disk import ReplicaLock
+from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused, ReplicaUnfit
 from cluster.faults import Step
 from cluster.heal import met
 from cluster.logs import fields
 from cluster.model import (
     Checksum,
     Intent,
+    LogEntry,
     Position,
     RefUpdate,
     Replica,
@@ -46,7 +49,6 @@ from cluster.model import (
     Snapshot,
 )
 from cluster.node import Node
-from cluster.store import FileLock
 from cluster.sync import Say, catch_up, interrupted, wait_for
 from cluster.versions import Fit, Local, fit_to_read, updated
 
@@ -84,7 +86,7 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
         if fit is Fit.WAIT:
             _wait_for_commit(node, snapshot, say, gone)
             waited = True
-        elif fit is Fit.UNCOMMITTED:
+        elif fit is Fit.UNCOMMITTED and not _knows_more(node, snapshot):
             assert owner is not None
             if not _resolved(node, snapshot, say, gone, at_most=OWN_HEALING):
                 raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
@@ -101,6 +103,12 @@ def _on_disk(node: Node, snapshot: Snapshot) -> Checksum | None:
     if marker is not None and marker.version > snapshot.repository.version:
         return None
     return node.store.checksum(snapshot.repository.id)
+
+
+def _knows_more(node: Node, snapshot: Snapshot) -> bool:
+    """Whether this disk was found to know versions that the database has lost: then a sync says so."""
+    mine = snapshot.of(node.name)
+    return mine is not None and mine.knows_more
 
 
 def _wait_for_commit(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) -> None:
@@ -163,9 +171,13 @@ def _resolved(
     assert owner is not None and owner.intent is not None
 
     def resolved() -> bool:
-        now = node.db.snapshot_of(repository_id).intent_owner
+        snapshot_now = node.db.snapshot_of(repository_id)
+        now = snapshot_now.intent_owner
         return (
-            now is None or now.intent != owner.intent or node.db.write_lock_holder(repository_id) is not None
+            now is None
+            or now.intent != owner.intent
+            or snapshot_now.repository.frozen != snapshot.repository.frozen
+            or node.db.write_lock_holder(repository_id) is not None
         )
 
     patience = min(_hope(node, snapshot, owner), at_most)
@@ -238,7 +250,7 @@ class Write:
     """One write of one repository on this device, holding the write lock: from "clear" to "mark"."""
 
     def __init__(
-        self, node: Node, repository: Repository, request: Request, connection: Connection, lock: FileLock
+        self, node: Node, repository: Repository, request: Request, connection: Connection, lock: ReplicaLock
     ) -> None:
         self._node, self._repository, self._request = node, repository, request
         self._connection, self._lock = connection, lock
@@ -299,6 +311,8 @@ class Write:
             raise LockTimeout(
                 "another write to this replica has not ended yet", hint="push again; see `git-cluster status`"
             )
+        if self._lock.folder != node.store.folder(self._repository.id):
+            raise ReplicaUnfit("this device's copy was made anew during the upload", hint="push again")
         node.store.remove_stale_locks(self._repository.id, suspected=True)
         self._intent = Intent(
             token=uuid4(),
@@ -315,6 +329,21 @@ class Write:
         """Git may move refs from now on: from here on the intent is not withdrawn just because something failed."""
         self._begun = True
 
+    @property
+    def lock_socket(self) -> int | None:
+        """Of the connection that holds the write lock; None where that has ended already."""
+        return None if self._connection.closed else self._connection.fileno()
+
+    def lock_lost(self) -> None:
+        """That connection ended while Git moves refs. Have the daemon hold the lock instead (heal.stand_in), before
+        anybody takes this write for an interrupted one."""
+
+        def nudge() -> None:
+            with suppress(DatabaseUnavailable):
+                self._node.db.nudge(self._repository.id)
+
+        Thread(target=nudge, name="lock lost", daemon=True).start()
+
     def really_moved(self, said: tuple[RefUpdate, ...] | None) -> tuple[RefUpdate, ...]:
         """What Git says it moved; where it ended without a word (killed), what the refs on disk say."""
         if said is not None:
@@ -328,7 +357,7 @@ class Write:
             if now.get(u.ref, zero) != u.old
         )
 
-    def commit(self, moved: Sequence[RefUpdate], say: Say) -> Position:
+    def commit(self, moved: Sequence[RefUpdate], say: Say) -> LogEntry:
         """Make a version of the refs that moved. Keeps trying for commit_timeout when the database goes away.
 
         The intent keeps everybody else out, so a late commit is as safe as an early one. A commit whose answer was
@@ -344,8 +373,9 @@ class Write:
         while True:
             try:
                 if connection is None and (position := node.db.committed(repository.id, intent.push_id)):
+                    (entry,) = node.db.log(repository.id, limit=1, before=position.version + 1)
                     break
-                position = node.db.commit(
+                entry = node.db.commit(
                     repository.id, node.name, base, checksum, intent, moved, connection=connection
                 )
                 break
@@ -355,7 +385,7 @@ class Write:
                         f"the database stayed away for {node.writes.commit_timeout:g} s, so this push is not committed",
                         hint="fetch before you push again: an administrator may still complete this push",
                     ) from error
-                if not told:
+                if not told and connection is None:
                     told = True
                     say("the database is away; still trying to commit this push")
                 if connection is None:
@@ -367,21 +397,21 @@ class Write:
             "committed",
             extra=fields(
                 repository=repository.name,
-                version=position.version,
+                version=entry.version,
                 push=intent.push_id,
                 actor=intent.actor,
                 refs=len(moved),
             ),
         )
-        return position
+        return entry
 
-    def mark(self, position: Position) -> None:
+    def mark(self, entry: LogEntry) -> None:
         """Note on disk what was committed. The commit stands whether this works or not."""
         node = self._node
         node.reach(Step.MARK)
         try:
-            node.store.remember(self._repository.id, position.checksum)
-            node.store.mark(self._repository.id, position)
+            node.store.remember(self._repository.id, entry.checksum)
+            node.store.mark(self._repository, entry.position, [entry])
         except OSError:
             _log.exception("the marker of %s could not be written", self._repository.name)
 
@@ -415,7 +445,7 @@ class Write:
 
 @contextmanager
 def writing(
-    node: Node, repository: Repository, request: Request, lock: FileLock, say: Say, client: Client
+    node: Node, repository: Repository, request: Request, lock: ReplicaLock, say: Say, client: Client
 ) -> Iterator[Write]:
     """Hold the cluster's write lock of `repository` inside, with no interrupted write in the way ("lock", "clear").
 

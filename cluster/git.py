@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cluster import failing
 from cluster.errors import GitFailed
 
 ZERO = {"sha1": "0" * 40, "sha256": "0" * 64}
@@ -24,9 +25,6 @@ HIDDEN = {"transfer.hideRefs": "refs/cluster"}
 
 TELL = 3.0
 """Seconds between two lines of progress to a person who waits."""
-
-FULL = re.compile(rb"No space left on device|File too large|Disk quota exceeded")
-"""What Git, with LC_ALL=C, says of a disk that takes no more."""
 
 PATH = re.compile(r"(?<![\w:/.])/(?:[^\s'\":]+/)+([^\s'\":/]+)")
 """An absolute path; its last component is what a person may see."""
@@ -60,8 +58,10 @@ def run(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     timeout: float | None = None,
+    refuse: re.Pattern[bytes] | None = None,
 ) -> bytes:
-    """Standard output of `git <arguments>`. GitFailed carries the last line that Git wrote to stderr."""
+    """Standard output of `git <arguments>`. GitFailed carries the last line that Git wrote to stderr; DiskFailed has it
+    as its cause. refuse: words on stderr that make it a failure, though Git itself goes on."""
     full = environment(config, **(env or {}))
     if git_dir is not None:
         full["GIT_DIR"] = str(git_dir)
@@ -79,8 +79,8 @@ def run(
         raise GitFailed(f"git {arguments[0]} took too long", hint="look at this device's load") from error
     except OSError as error:
         raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
-    if done.returncode != 0:
-        raise GitFailed(f"git {arguments[0]} failed: {last_line(done.stderr)}", hint="see this device's log")
+    if done.returncode != 0 or (refuse and refuse.search(done.stderr)):
+        raise failed(arguments[0], done.stderr)
     return done.stdout
 
 
@@ -113,7 +113,7 @@ def run_telling(
                     last = time.monotonic()
                     tell(heard.replace(b"\r", b"\n").decode("utf-8", "replace").strip().rpartition("\n")[2])
     if process.returncode != 0:
-        raise GitFailed(f"git {arguments[0]} failed: {last_line(heard)}", hint="see this device's log")
+        raise failed(arguments[0], heard)
 
 
 def succeeds(
@@ -127,12 +127,22 @@ def succeeds(
     return True
 
 
+def failed(command: str, stderr: bytes) -> GitFailed:
+    """The error for a Git process that ended badly, from what it said."""
+    error = GitFailed(f"git {command} failed: {last_line(stderr)}", hint="see this device's log")
+    disk = failing.of_words(stderr)
+    if disk is None:
+        return error
+    disk.__cause__ = error
+    return disk
+
+
 def last_line(stderr: bytes) -> str:
     """What a process says was wrong, cut to what fits a message, without the server's paths: of a full disk, else its
     last error, else its last line (Git's advice comes behind its errors)."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     telling = (
-        [line for line in lines if FULL.search(line)]
+        [line for line in lines if failing.WORDS.search(line)]
         or [line for line in lines if line.startswith((b"fatal: ", b"error: "))]
         or lines
     )

@@ -24,10 +24,12 @@ from dataclasses import replace
 
 from cluster import git
 from cluster.db import Connection
-from cluster.errors import Frozen, LockTimeout, Refused, ReplicaUnfit, WriteConflict
+from cluster.errors import Frozen, GitFailed, LockTimeout, Refused, ReplicaUnfit, WriteConflict
+from cluster.history import other_history, refuse_other_history
 from cluster.locks import Turns, write_lock
 from cluster.model import HEAD, Checksum, EventKind, Intent, RefUpdate, Replica, Snapshot
 from cluster.node import Node
+from cluster.verify import log_suffices
 from cluster.versions import Healing, Interrupted, healing, inspect, updated
 
 _log = logging.getLogger(__name__)
@@ -147,6 +149,8 @@ def _fence(node: Node, snapshot: Snapshot, connection: Connection) -> list[str]:
     _, silent = node.db.interrupted(node.name, node.writes.fence_after)
     if repository.id not in silent or owner is None or owner.intent is None:
         return []
+    if any(replica.knows_more for replica in snapshot.replicas) or other_history(node, snapshot):
+        return []  # this intent is one of an older time
     name, intent = owner.device.name, owner.intent
     line = (
         f"the push by {intent.actor} on {name} is given up: "
@@ -175,8 +179,10 @@ def _resolve(
     dry_run: bool,
 ) -> list[str]:
     repository, base = snapshot.repository, mine.position
+    _refuse_older(node, snapshot)
     found, checksum = _look(node, snapshot, intent)
-    decision = healing(snapshot, mine, found, checksum)
+    rebuildable = found is None and log_suffices(node, snapshot)
+    decision = healing(snapshot, mine, found, checksum, rebuildable=rebuildable)
     if decision is Healing.PERSON:
         raise _for_a_person(node, snapshot, intent, found, note=by is EventKind.HEAL)
     moved = found.moved if found else ()
@@ -187,18 +193,19 @@ def _resolve(
     if decision is Healing.COMMIT:
         assert base is not None
         after = updated(base.checksum, moved)
-        entry = replace(intent, via=by.value) if by is EventKind.HEAL else intent
+        claim = replace(intent, via=by.value) if by is EventKind.HEAL else intent
         with connection.transaction():
-            position = node.db.commit(
-                repository.id, node.name, base, after, entry, moved, connection=connection
-            )
+            entry = node.db.commit(repository.id, node.name, base, after, claim, moved, connection=connection)
             node.db.record(repository.id, by, node.name, line, moved, connection=connection)
         node.store.remember(repository.id, after)
-        node.store.mark(repository.id, position)
+        node.store.mark(repository, entry.position, [entry])
         return lines
     if decision is Healing.PUT_BACK:
         node.store.remove_stale_locks(repository.id)
         put_back(node, repository.id, moved)
+    if decision is Healing.GIVE_UP and node.store.exists(repository.id):
+        with suppress(GitFailed):  # the refs that moved are illegible; what they were to be may be there (G8)
+            node.store.keep_lost(repository.id, [(u.ref, u.new) for u in intent.refs if not u.deletes])
     with connection.transaction():
         if decision is Healing.GIVE_UP:
             why = "its disk held no readable copy in the middle of a write"
@@ -210,6 +217,18 @@ def _resolve(
         why = f"its refs are not those of version {base.version}"
         node.db.quarantine(repository.id, node.name, why)
     return lines
+
+
+def _refuse_older(node: Node, snapshot: Snapshot) -> None:
+    """Raise Frozen where the database came back older than a disk: the intent in it may have become a version, or have
+    been called off, in what it lost (guarantee G7)."""
+    refuse_other_history(node, snapshot)
+    knowing = [replica.device.name for replica in snapshot.replicas if replica.knows_more]
+    if knowing:
+        raise Frozen(
+            f"{snapshot.repository.name} is frozen: the database is older than the disk of {', '.join(knowing)}",
+            hint=f"first put back what it lost: `git-cluster thaw {snapshot.repository.name}`",
+        )
 
 
 def _look(node: Node, snapshot: Snapshot, intent: Intent) -> tuple[Interrupted | None, Checksum | None]:

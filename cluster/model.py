@@ -206,7 +206,8 @@ class Replica:
     quarantined: why its copy is not trusted, or None. demoted: because its claim was given up.
     verified_at: when its content was last found to be what it should be.
     damage: what is wrong with it where it is the only newest copy, and so is left as it is.
-    marker: the version that its disk's marker names, where the database does not know that version.
+    marker, marker_checksum: what its disk's marker says, where the database does not know that version, or knows it
+    otherwise. Of a demoted one: what was given up with it.
     """
 
     device: Device
@@ -221,10 +222,16 @@ class Replica:
     verified_at: datetime | None = None
     damage: str | None = None
     marker: int | None = None
+    marker_checksum: str | None = None
 
     @property
     def version(self) -> int | None:
         return self.position.version if self.position else None
+
+    @property
+    def knows_more(self) -> bool:
+        """Whether its disk has a history that the database has not, and that nobody has given up."""
+        return self.marker is not None and not self.demoted
 
 
 class WhenShort(StrEnum):
@@ -293,6 +300,10 @@ class LogEntry:
     at: datetime
     checksum: Checksum
     refs: tuple[RefUpdate, ...] = field(default=())
+
+    @property
+    def position(self) -> Position:
+        return Position(self.version, self.checksum)
 
 
 class EventKind(StrEnum):

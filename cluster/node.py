@@ -6,17 +6,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from cluster.config import WritesSection
+from cluster.background import Background
+from cluster.config import UpkeepSection, WritesSection
 from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
 from cluster.locks import Turns, write_lock
 from cluster.peer import Peers
+from cluster.stale import Memory
 from cluster.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One device at work. Made once by the daemon (or by a command that does the daemon's work itself)."""
+    """One device at work. Made once by the daemon (or by a command that does the daemon's work itself).
+
+    memory: of what the database said last, where reads are served while it is away.
+    """
 
     name: str
     writes: WritesSection
@@ -25,6 +30,9 @@ class Node:
     peers: Peers
     faults: Faults = field(default_factory=Faults)
     turns: Turns = field(default_factory=Turns)
+    memory: Memory | None = None
+    upkeep: UpkeepSection = field(default_factory=UpkeepSection)
+    background: Background = field(default_factory=Background)
 
     def reach(self, step: Step) -> None:
         """A step of a push begins: where fault tests stop."""

@@ -18,36 +18,24 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
 from types import TracebackType
 
-from cluster import git, hooks
+from cluster import failing, git, hooks
 from cluster.client import Client
-from cluster.errors import ClientGone, ClusterError, GitFailed
+from cluster.disk import ReplicaLock
+from cluster.errors import ClientGone, ClusterError, DiskFailed, GitFailed
 from cluster.model import RefUpdate
 from cluster.outbox import Outbox
 from cluster.report import Commands, Report, frame, packets, read_some
-from cluster.store import FileLock
 
 CHUNK = 65536
 
 _log = logging.getLogger(__name__)
-
-
-def disk_full(device: str) -> GitFailed:
-    return GitFailed(f"the disk of device {device} is full; an administrator has to make room")
-
-
-def _no_room(path: Path) -> bool:
-    """Of a ref that does not fit Git says only that it could not be written."""
-    with suppress(OSError):
-        disk = os.statvfs(path)
-        return disk.f_bavail * disk.f_frsize < 1 << 16 or bool(disk.f_files and not disk.f_favail)
-    return False
 
 
 class Hopeless(Exception):
@@ -69,10 +57,13 @@ class Proposal:
 class Receiving:
     """One receive-pack, from its start to its end. A context manager: leaving it ends the process.
 
+    complaint: what Git said, in the end, where it could not store what the client sent.
+
     The methods are called by one thread, in this order: proposal, then apply and acknowledge inside
     `explaining`, then finish.
 
-    lock: the replica's write lock, not taken; receive-pack inherits its open file.
+    lock: the replica's write lock, not taken; receive-pack inherits its open file, and `objects`, the shared lock of
+    whoever adds objects.
     """
 
     def __init__(
@@ -80,8 +71,9 @@ class Receiving:
         repository: Path,
         run_directory: Path,
         client: Client,
-        lock: FileLock,
+        lock: ReplicaLock,
         *,
+        objects: int,
         protocol: str,
         environment: Mapping[str, str],
     ) -> None:
@@ -92,11 +84,14 @@ class Receiving:
         self._sending = Lock()
         self._reasons: dict[str, str] = {}
         self._repository, self._device = repository, environment["GIT_CLUSTER_DEVICE"]
-        self._complained = self._full = False
+        self._complained = False
+        self.complaint = b""
+        self._disk: DiskFailed | None = None
         self._failed: str | None = None
         self._released = False
         self._advertised = False
         self._applied = False
+        self._watched: tuple[int, Callable[[], None]] | None = None
         self._threads: list[Thread] = []
         self._ended, self._end = os.pipe()
         hear, self._answer = os.pipe()
@@ -128,7 +123,7 @@ class Receiving:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=env,
-                pass_fds=(tell, hear, lock.fd),
+                pass_fds=(tell, hear, lock.fd, objects),
                 start_new_session=True,
             )
         except OSError as error:
@@ -181,14 +176,18 @@ class Receiving:
             self._refuse(error.reasons)
         except ClientGone:
             self._refuse({})
-        except ClusterError as error:
-            _log.warning("a push failed: %s", error.what, exc_info=error.__cause__)
-            if error.hint:
-                self.say(error.hint)
+        except (ClusterError, OSError) as error:
+            disk = failing.of_error(error)
+            told = disk.on(self._device) if disk else error
+            if isinstance(told, OSError):
+                raise
+            _log.warning("a push failed: %s", told.what, exc_info=error.__cause__)
+            if told.hint:
+                self.say(told.hint)
             if self._applied:
-                self._fail(error.what)
+                self._fail(told.what)
             else:
-                self._refuse({update.ref: error.what for update in self._commands.updates})
+                self._refuse({update.ref: told.what for update in self._commands.updates})
 
     def refuse_hopeless(self, conflicts: Mapping[str, str]) -> None:
         """End here (inside `explaining`) where `conflicts` leave no ref that could move."""
@@ -203,13 +202,19 @@ class Receiving:
         self._say("no")
         self._release()
 
-    def apply(self, reasons: Mapping[str, str]) -> tuple[RefUpdate, ...] | None:
+    def apply(
+        self, reasons: Mapping[str, str], lock: int | None, lost: Callable[[], None]
+    ) -> tuple[RefUpdate, ...] | None:
         """Say yes, and wait until Git has moved the refs: what it moved. None: it ended without post-receive.
 
         reasons: why refs are not going to move, for those that are already known to fail.
+        lock: the open socket of the connection that holds the write lock; where it ends meanwhile, `lost` is called.
         """
         self._reasons = dict(reasons)
         self._applied = True
+        if lock is not None:
+            self._watched = (lock, lost)
+            self._poll.register(lock, select.POLLRDHUP)
         self._say("yes")
         event = self._next_event()
         if event is None:
@@ -233,8 +238,12 @@ class Receiving:
         for thread in self._threads[2:]:
             thread.join()
         code = self._process.wait()
-        if self._full or (self._complained and _no_room(self._repository)):
-            error = disk_full(self._device)
+        if not self._report.unpack_failed:
+            self.complaint = b""
+        if self._complained or self._report.unpack_failed:
+            self._disk = self._disk or failing.of_folder(self._repository)
+        if self._disk is not None:
+            error = self._disk.on(self._device)
             _log.error("a push failed: %s", error.what)
             self._client.say(error.what)
         whys = [self._failed] if self._failed is not None else list(dict.fromkeys(self._reasons.values()))
@@ -314,9 +323,13 @@ class Receiving:
             self._client.write_error(self._heard_from_git(data))
 
     def _heard_from_git(self, words: bytes) -> bytes:
-        """Git's words for the person, without this server's path; noted is whether they are about a full disk."""
-        self._full |= bool(git.FULL.search(words))
-        self._complained |= b"error: " in words or b"fatal: " in words
+        """Git's words for the person, without this server's path; noted is what they say of the disk."""
+        if b"error: " in words or b"fatal: " in words:
+            self._complained = True
+            self.complaint = (self.complaint + words)[-CHUNK:]
+            said = failing.of_words(words)
+            # Of the others it may be a hook that speaks, and of other files.
+            self._disk = said if said and said.how == failing.FULL else self._disk
         return words.replace(os.fsencode(self._repository) + b"/", b"")
 
     def _release(self) -> None:
@@ -339,6 +352,11 @@ class Receiving:
                 first, *lines = block.decode("utf-8", "surrogateescape").split("\n")
                 return first, [line for line in lines if line]
             ready = {fd for fd, _ in self._poll.poll()}
+            if self._watched and self._watched[0] in ready:
+                (lock, lost), self._watched = self._watched, None
+                self._poll.unregister(lock)
+                lost()
+                continue
             data = os.read(self._told, CHUNK) if self._told in ready else b""
             if data:
                 self._heard += data

@@ -126,6 +126,11 @@ class Report:
             self._complete = length < 4
             self._seen += max(length, 4)
 
+    @property
+    def unpack_failed(self) -> bool:
+        """Whether Git could not even store what came."""
+        return self._inner[4:].startswith(b"unpack ") and not self._inner[4:].startswith(b"unpack ok")
+
     def end(self) -> None:
         """receive-pack has closed its output."""
         self._ended = True

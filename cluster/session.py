@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Thread
+from contextlib import contextmanager
 from uuid import uuid4
 
-from cluster import access, git
+from cluster import access
 from cluster.client import Client
 from cluster.db import no_repository
-from cluster.errors import ClientGone, GitFailed, NotFound, Refused
+from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
 from cluster.model import ActorKind, DeviceMode, Level, Request, Snapshot
 from cluster.node import Node
 from cluster.receive import Receiving
 from cluster.stage import staged
-
-CHUNK = 65536
+from cluster.upload import upload
+from cluster.verify import doubt
 
 
 def serve(node: Node, request: Request, client: Client) -> int:
@@ -30,11 +26,24 @@ def serve(node: Node, request: Request, client: Client) -> int:
 
 
 def read(node: Node, request: Request, client: Client) -> int:
-    """A clone, fetch, listing or archive. A device is served what is here; everybody else what is newest."""
-    snapshot = authorize(node, request)
-    if request.actor.kind is not ActorKind.DEVICE:
-        fresh(node, snapshot, client.say, lambda: client.gone)
-    return _run_git(node, request, snapshot, client)
+    """A clone, fetch, listing or archive. A device is served what is here; everybody else what is newest.
+
+    While the database is away nobody can say what that is: cluster/stale.py.
+    """
+    if request.actor.kind is ActorKind.DEVICE:
+        return upload(node, request, authorize(node, request), client, None)
+
+    def settle(snapshot: Snapshot) -> Snapshot:
+        return fresh(node, snapshot, client.say, lambda: client.gone)
+
+    try:
+        snapshot = settle(authorize(node, request))
+    except DatabaseUnavailable:
+        remembered = node.memory.settle(request, node.store, client.say) if node.memory else None
+        if remembered is None:
+            raise
+        snapshot = remembered
+    return upload(node, request, snapshot, client, settle)
 
 
 def push(node: Node, request: Request, client: Client) -> int:
@@ -65,10 +74,9 @@ def push(node: Node, request: Request, client: Client) -> int:
                     node.reach(Step.APPLY)
                     write.begins()
                     copies.keep = True
-                    moved = write.really_moved(git_push.apply(conflicts))
+                    moved = write.really_moved(git_push.apply(conflicts, write.lock_socket, write.lock_lost))
                     if moved:
-                        position = write.commit(moved, git_push.say)
-                        write.mark(position)
+                        write.mark(write.commit(moved, git_push.say))
                     else:
                         write.withdraw()
                         copies.keep = False
@@ -114,75 +122,26 @@ def receiving(node: Node, request: Request, snapshot: Snapshot, client: Client) 
     """receive-pack on this device's replica, with the replica's write lock (not taken yet) among its open files."""
     lock = node.store.write_lock(snapshot.repository.id)
     try:
-        with Receiving(
-            node.store.path(snapshot.repository.id),
-            node.store.run_directory(),
-            client,
-            lock,
-            protocol=request.protocol,
-            environment={
-                "GIT_CLUSTER_ACTOR": request.actor.name,
-                "GIT_CLUSTER_REPOSITORY": snapshot.repository.name,
-                "GIT_CLUSTER_DEVICE": node.name,
-                "GIT_CLUSTER_VIA": request.via,
-                "GIT_CLUSTER_ADDRESS": request.address,
-            },
-        ) as git_push:
+        with (
+            node.store.adding_objects(snapshot.repository.id) as objects,
+            Receiving(
+                node.store.path(snapshot.repository.id),
+                node.store.run_directory(),
+                client,
+                lock,
+                objects=objects,
+                protocol=request.protocol,
+                environment={
+                    "GIT_CLUSTER_ACTOR": request.actor.name,
+                    "GIT_CLUSTER_REPOSITORY": snapshot.repository.name,
+                    "GIT_CLUSTER_DEVICE": node.name,
+                    "GIT_CLUSTER_VIA": request.via,
+                    "GIT_CLUSTER_ADDRESS": request.address,
+                },
+            ) as git_push,
+        ):
             yield git_push
+        if error := doubt(node, snapshot, git_push.complaint):
+            raise error
     finally:
         lock.close()
-
-
-_READ_CONFIG = {**git.HIDDEN, "uploadpack.allowFilter": "true"}
-_DEVICE_CONFIG = {**_READ_CONFIG, "uploadpack.allowAnySHA1InWant": "true"}
-"""A device asks for object ids: those of a version that may have been superseded meanwhile."""
-
-
-def _run_git(node: Node, request: Request, snapshot: Snapshot, client: Client) -> int:
-    """upload-pack or upload-archive between this client and this disk; its exit code."""
-    config = _DEVICE_CONFIG if request.actor.kind is ActorKind.DEVICE else _READ_CONFIG
-    env = git.environment(config, **({"GIT_PROTOCOL": request.protocol} if request.protocol else {}))
-    program = request.service.removeprefix("git-")
-    try:
-        process = subprocess.Popen(
-            ["git", program, str(node.store.path(snapshot.repository.id))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=env,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
-    with process:
-        upload = Thread(target=_upload, args=(process, client), daemon=True, name=f"{program} upload")
-        path = os.fsencode(node.store.path(snapshot.repository.id))
-        errors = Thread(target=_errors, args=(process, client, path), daemon=True, name=f"{program} errors")
-        upload.start()
-        errors.start()
-        assert process.stdout is not None
-        try:
-            while data := os.read(process.stdout.fileno(), CHUNK):
-                client.write(data)
-        except ClientGone:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        errors.join()
-        return process.wait()
-
-
-def _upload(process: subprocess.Popen[bytes], client: Client) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError, ClientGone, ValueError):
-        while data := client.read(CHUNK):
-            process.stdin.write(data)
-    with suppress(BrokenPipeError, ValueError):
-        process.stdin.close()
-
-
-def _errors(process: subprocess.Popen[bytes], client: Client, path: bytes) -> None:
-    """Git's words for the person, without this server's path."""
-    assert process.stderr is not None
-    while data := os.read(process.stderr.fileno(), CHUNK):
-        client.write_error(data.replace(path, b"the repository"))

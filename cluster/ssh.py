@@ -36,9 +36,9 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
 )
 
 from cluster.client import Client
-from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, SchemaMismatch
+from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, Refused, SchemaMismatch
 from cluster.keyfiles import load_key
-from cluster.model import Actor
+from cluster.model import Actor, ActorKind
 from cluster.names import Command, parse_command
 from cluster.ssh_channel import ChannelClient
 from cluster.ssh_wire import ServerWire, UnusableKey
@@ -69,7 +69,11 @@ class Handlers(Protocol):
     """What the endpoint serves. Called from many threads."""
 
     def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
-        """Whose key this is (fingerprint: "SHA256:…" without padding); None: nobody's. May raise ClusterError."""
+        """Whose key this is (fingerprint: "SHA256:…" without padding); None: nobody's.
+
+        Refused: nobody's as far as can be told, with words for whoever has no other key. Any other ClusterError: that
+        cannot be told.
+        """
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Do it; the exit code. A ClusterError is told to the client, with its exit code."""
@@ -270,6 +274,9 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         encoded = base64.b64encode(blob).decode()
         try:
             found = self.server.handlers.authenticate(key.get_name(), encoded, fingerprint)
+        except Refused as error:
+            self._wire.tell_stranger(f"cluster: {error.what}")
+            return None
         except ClusterError as error:
             log.warning("%s: cannot look up key %s: %s", self.address, fingerprint, error)
             away = isinstance(error, DatabaseUnavailable) and not isinstance(error, SchemaMismatch)
@@ -346,7 +353,8 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             code = _tell(client, _unexpected(self.address))
         finally:
             client.finish(code)
-            self.served_at = time.monotonic()
+            if not (isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE):
+                self.served_at = time.monotonic()  # a peer keeps its connections, and forgets nothing
             self._sessions.pop(session.channel.get_id(), None)
             if counted:
                 self.server.end()

@@ -11,6 +11,7 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EXTENDED_DATA,
     MSG_CHANNEL_REQUEST,
+    cMSG_USERAUTH_BANNER,
 )
 
 from cluster.wire import Wire
@@ -72,6 +73,14 @@ class ServerWire(Wire):
         MSG_CHANNEL_DATA: _on_data,
         MSG_CHANNEL_EXTENDED_DATA: _on_extended_data,
     }
+
+    def tell_stranger(self, line: str) -> None:
+        """One line for the person, before they have proven a key: the protocol's banner."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_BANNER)
+        message.add_string(line + "\r\n")
+        message.add_string("")
+        self._send_message(message)
 
     def _queue_incoming_channel(self, channel: Any) -> None:
         self.server_object.opened(channel)  # paramiko's queue is for accept(), and grows without it

@@ -27,11 +27,12 @@ from dulwich.protocol import pkt_line
 
 from cluster import git
 from cluster.client import Client
-from cluster.errors import ClusterError, GitFailed, PeerFailed, TooFewCopies
+from cluster.errors import ClusterError, PeerFailed, TooFewCopies
 from cluster.faults import Step
 from cluster.model import HEAD, Device, RefUpdate, Snapshot, WhenShort
 from cluster.names import StageCommand, UnstageCommand
 from cluster.node import Node
+from cluster.refs import staged_for
 from cluster.remote import Remote
 from cluster.report import packets, read_some
 from cluster.sync import Say, catch_up
@@ -268,16 +269,18 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
         raise PeerFailed("what the peer wants to stage was cut off, or is no list")
     if not all(_is_oid(oid, repository.object_format) for oid in oids):
         raise PeerFailed("what the peer wants to stage are not object ids")
-    first = stream.read(1)
-    if first and not _index(store.path(repository.id), first, stream):
-        return "incomplete"
-    if not first and not store.existing(repository.id, oids) >= set(oids):
-        return "incomplete"
-    if store.existing(repository.id, oids) != set(oids):
-        return "incomplete"
-    with _locked(node, repository.id):
-        store.remove_stale_locks(repository.id)
-        store.stage_refs(repository.id, command.push_id, oids)
+    folder = store.folder(repository.id)
+    with store.adding_objects(repository.id) as objects:
+        first = stream.read(1)
+        if first and not _index(store.path(repository.id), first, stream, objects):
+            return "incomplete"
+        if store.existing(repository.id, oids) != set(oids):
+            return "incomplete"
+        with _locked(node, repository.id):
+            if store.folder(repository.id) != folder:
+                raise PeerFailed(f"device {node.name} made its copy anew meanwhile")
+            store.remove_stale_locks(repository.id)
+            store.stage_refs(repository.id, command.push_id, oids)
     return "kept"
 
 
@@ -300,8 +303,9 @@ def _catch_up_soon(node: Node, repository_id: int) -> None:
         raise failed[0]
 
 
-def _index(path: Path, first: bytes, stream: _Buffered) -> bool:
+def _index(path: Path, first: bytes, stream: _Buffered, lock: int) -> bool:
     """Store a pack; whether all that it refers to is here. Exit code 1 says "complete, but not by itself alone".
+    lock: shared by whoever adds objects; Git inherits it.
 
     It is written in a quarantine as Git's own: index-pack leaves its temporary file behind when it fails, and the
     device whose disk is full would have that much less room each time.
@@ -315,6 +319,7 @@ def _index(path: Path, first: bytes, stream: _Buffered) -> bool:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=git.environment(git.DURABLE, GIT_DIR=str(path), **environment),
+            pass_fds=(lock,),
         ) as process:
             assert process.stdin is not None and process.stderr is not None
             with suppress(BrokenPipeError):
@@ -331,7 +336,7 @@ def _index(path: Path, first: bytes, stream: _Buffered) -> bool:
             return True
     if b"expected object" in errors or b"unresolved deltas" in errors:
         return False
-    raise GitFailed(f"the copy could not be stored: {git.last_line(errors)}")
+    raise git.failed("index-pack", errors)
 
 
 @contextmanager
@@ -351,8 +356,17 @@ def release(node: Node, command: UnstageCommand) -> int:
     return 0
 
 
-def sweep(node: Node, repository_id: int, older_than: float = 3600.0) -> None:
-    """Drop staged refs that nobody will settle any more: committed versions that we hold, or long-dead pushes."""
+STAGING = 600.0
+"""Seconds that a push may take to be staged on all of its peers, before it waits for the write lock."""
+
+
+def sweep(node: Node, repository_id: int) -> None:
+    """Drop staged refs that nobody will settle any more: committed versions that we hold, and pushes that are dead.
+
+    A push waits for the write lock for lock_timeout at most, then its intent says that it lives. Dead is one that was
+    staged longer ago than that takes, and has neither intent nor version. What it brought stays for the grace
+    period of objects that no ref reaches, so a push that was slower after all finds it there.
+    """
     staged_here = node.store.staged(repository_id)
     if not staged_here:
         return
@@ -361,10 +375,11 @@ def sweep(node: Node, repository_id: int, older_than: float = 3600.0) -> None:
     pending = owner.intent.push_id if owner and owner.intent else None
     mine = snapshot.of(node.name)
     done = []
-    for push_id in staged_here:
+    older_than = STAGING + node.writes.lock_timeout
+    for push_id, refs in staged_here.items():
         position = node.db.committed(repository_id, push_id)
         applied = position is not None and mine is not None and (mine.version or 0) >= position.version
-        dead = position is None and node.store.staged_age(repository_id, push_id) > older_than
+        dead = position is None and staged_for(refs) > older_than
         if push_id != pending and (applied or dead):
             done.append(push_id)
     if done:

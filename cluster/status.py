@@ -7,7 +7,7 @@
     quarantined    its copy is not trusted
     absent         it holds nothing yet
     writing        it has an intent, and somebody holds the repository's write lock
-    frozen         it has an intent, and nobody does: the writer died or lost the database
+    frozen         it has an intent, and nobody does: the writer died or lost the database; or its disk is ahead
     behind         its version is older than the repository's
     current        all is well
 
@@ -108,13 +108,16 @@ def _replica(snapshot: Snapshot, replica: Replica, *, locked: bool) -> Document:
         "behind": snapshot.repository.version - (replica.version or 0),
         "checksum": str(replica.position.checksum) if replica.position else None,
         "state": replica_state(snapshot, replica, locked=locked),
-        "reason": replica.quarantined,
+        "reason": replica.quarantined or _beyond(replica),
         "is_writing": intent is not None,
         "writer": intent.actor if intent else None,
         "writing_since": timestamp(intent.at) if intent else None,
         "last_synced_at": timestamp(replica.synced_at),
         "attempts": replica.attempts,
         "last_error": replica.last_error,
+        "verified_at": timestamp(replica.verified_at),
+        "damage": replica.damage,
+        "disk_version": replica.marker if replica.knows_more else None,
     }
 
 
@@ -125,6 +128,8 @@ def replica_state(snapshot: Snapshot, replica: Replica, *, locked: bool) -> str:
         return "absent"
     if replica.intent:
         return "writing" if locked else "frozen"
+    if replica.knows_more:
+        return "frozen"
     return "current" if replica.position == snapshot.repository.position else "behind"
 
 
@@ -148,10 +153,10 @@ def _serves(device: Device) -> bool:
 def _frozen(snapshot: Snapshot, *, locked: bool) -> str | None:
     subject, owner = snapshot.repository, snapshot.intent_owner
     if subject.frozen:
-        return (
-            f"frozen since {moment(subject.frozen_at)}: {subject.frozen}; "
-            f"end it with `git-cluster thaw {subject.name}`"
-        )
+        since = f"frozen since {moment(subject.frozen_at)}: {subject.frozen}"
+        if lost := _lost(snapshot):
+            return f"{since}; {lost}; see what would be put back: `git-cluster thaw {subject.name} --dry-run`"
+        return f"{since}; end it with `git-cluster thaw {subject.name}`"
     if owner and owner.intent and not locked:
         if owner.damage:
             return (
@@ -163,6 +168,50 @@ def _frozen(snapshot: Snapshot, *, locked: bool) -> str | None:
             f"see what would be lost: `git-cluster thaw {subject.name} --dry-run`"
         )
     return None
+
+
+def _lost(snapshot: Snapshot) -> str | None:
+    """What disks know that the database does not, and which devices have them (guarantee G7); None: nothing is known
+    to be so."""
+    knowing = [replica for replica in snapshot.replicas if replica.knows_more]
+    first, last = snapshot.repository.version + 1, max((r.marker or 0 for r in knowing), default=0)
+    lacks = f"it lacks {numbers(range(first, last + 1))}" if last >= first else ""
+    held: dict[tuple[int, str], list[str]] = {}
+    for replica in knowing:
+        held.setdefault((replica.marker or 0, replica.marker_checksum or ""), []).append(replica.device.name)
+    words = []
+    for version, checksum in sorted(held, key=lambda key: (-key[0], held[key])):
+        names = held[version, checksum]
+        other = version < first or any(v == version and c != checksum for v, c in held)
+        words.append(
+            f"{listed(names)} {'holds' if len(names) == 1 else 'hold'} "
+            + (
+                f"a version {version} of {'its' if len(names) == 1 else 'their'} own"
+                if other
+                else f"version {version}"
+            )
+        )
+    return (f"{lacks}: " if lacks else "") + ", ".join(words) if words else None
+
+
+def _beyond(replica: Replica) -> str | None:
+    return (
+        f"its disk is at version {replica.marker}, which the database does not know"
+        if replica.knows_more
+        else None
+    )
+
+
+def numbers(versions: Sequence[int]) -> str:
+    """A run of versions in words."""
+    if len(versions) == 1:
+        return f"version {versions[0]}"
+    return f"versions {versions[0]} {'and' if len(versions) == 2 else 'to'} {versions[-1]}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in words: "a, b and c"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def interrupted(device: Device, intent: Intent) -> str:
@@ -204,11 +253,24 @@ def _troubles(snapshot: Snapshot, *, locked: bool) -> list[str]:
                 troubles.append(f"{name} has no copy yet")
             case "behind":
                 troubles.append(f"{name} is {snapshot.repository.version - (replica.version or 0)} behind")
+        if replica.damage:
+            troubles.append(_damage(snapshot, replica))
         if not _serves(replica.device):
             troubles.append(f"device {name} is {replica.device.state}")
     if len(snapshot.leaders) < snapshot.repository.min_copies:
         troubles.append(f"{len(snapshot.leaders)} of {snapshot.repository.min_copies} copies")
     return troubles
+
+
+def _damage(snapshot: Snapshot, replica: Replica) -> str:
+    """What a person has to see to, where it is, and what ends it."""
+    told = f"{replica.device.name}: {replica.damage}"
+    if replica.intent:
+        return told
+    return (
+        f"{told}; nothing was touched: bring another copy of version {replica.version} back, or restore this one "
+        f"from a backup, then run `git-cluster verify {snapshot.repository.name}`"
+    )
 
 
 def healthy(document: Document) -> bool:

@@ -20,14 +20,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from uuid import UUID
 
-from cluster import git
+from cluster import aside, git, history
 from cluster.errors import (
     ClientGone,
     ClusterError,
+    DiskFailed,
     Frozen,
     GitFailed,
     NoSource,
@@ -35,7 +36,7 @@ from cluster.errors import (
     PeerFailed,
     ReplicaUnfit,
 )
-from cluster.model import HEAD, Position, RefUpdate, Replica, Service, Snapshot
+from cluster.model import HEAD, LogEntry, Position, RefUpdate, Replica, Service, Snapshot
 from cluster.names import ServiceCommand
 from cluster.node import Node
 from cluster.versions import difference, head_of, sources, updated
@@ -65,6 +66,8 @@ class Plan:
     keep: tuple[tuple[str, str], ...]
     """(ref, value) pairs that are given up and stay under refs/cluster/lost/ (guarantee G8)."""
     trusted: bool
+    entries: tuple[LogEntry, ...] | None = None
+    """What leads to `target`, for the journal; None: more than one entry, or not from `was`."""
 
 
 def catch_up(
@@ -85,14 +88,17 @@ def catch_up(
 def _catch_up(node: Node, repository_id: int, say: Say) -> Snapshot:
     for trust in (True, False):
         with _write_lock(node, repository_id):
-            snapshot = node.db.snapshot_of(repository_id)
+            snapshot = history.reclaimed(node, node.db.snapshot_of(repository_id))
             plan = _look(node, snapshot, say, trust=trust)
         if plan is None:
             return snapshot
         try:
-            _fetch(node, snapshot, plan, say)
-            with _write_lock(node, repository_id):
-                _apply(node, snapshot, plan)
+            with node.store.adding_objects(repository_id) as objects:
+                _fetch(node, snapshot, plan, say, objects)
+                with _write_lock(node, repository_id):
+                    _apply(node, snapshot, plan)
+        except DiskFailed:  # it says nothing of the copy
+            raise
         except (GitFailed, ReplicaUnfit) as error:
             if not trust:
                 raise
@@ -125,26 +131,33 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
     mine = snapshot.of(node.name)
     if mine is None:
         raise NotFound(f"device {node.name} does not hold {repository.name}")
-    if not mine.demoted:
-        _refuse_other_history(node, snapshot)
+    history.refuse_other_history(node, snapshot)
     if mine.intent is not None:
         raise interrupted(snapshot, mine)
     if store.foreign(repository.id):
         _distrust(node, snapshot, "its disk is another device's, or another cluster's")
         store.set_aside(repository.id, "foreign")
-    elif not store.exists(repository.id):
+    elif former := store.former(repository):
+        was = f"{former.name or 'of unknown name'}, at version {former.version}"
+        _distrust(
+            node,
+            snapshot,
+            f"its disk held the copy of a former repository with its number ({was}); that is in the trash now",
+        )
+        store.set_aside(repository.id, "former")
+    elif not store.exists(repository.id) and not store.objects(repository.id).is_dir():
         if mine.version:
             _distrust(node, snapshot, "its disk holds no copy, though it should")
         store.set_aside(repository.id, "damaged")
     elif store.checksum(repository.id) is None:
         _distrust(node, snapshot, "its refs cannot be read")
-        store.salvage(repository, _head(node, snapshot))
+        aside.salvage(store, repository, _head(node, snapshot))
     if not store.exists(repository.id):
         store.create(repository, _head(node, snapshot))
     disk = store.checksum(repository.id)
     trusted = trust and mine.position is not None and not mine.quarantined and disk == mine.position.checksum
     if trusted and mine.position == repository.position:
-        _mark(node, repository.id, repository.position)
+        history.mark_again(node, repository, repository.position)
         return None
     if trusted:
         assert mine.position is not None
@@ -161,41 +174,6 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
 def _head(node: Node, snapshot: Snapshot) -> str:
     """HEAD's target at the newest version."""
     return head_of(node.db.refs_at(snapshot.repository.id, snapshot.repository.version))
-
-
-def other_history(node: Node, snapshot: Snapshot) -> str | None:
-    """Where the disk was told of a version that the database does not know, or knows otherwise: in words (G7).
-
-    That database came back older than the disks, and may have gone on from there.
-    """
-    repository = snapshot.repository
-    marker = node.store.marker(repository.id)
-    if marker is None or node.store.foreign(repository.id):
-        return None
-    known = node.db.position_at(repository.id, marker.version)
-    if known is None:
-        return (
-            f"the database is older than device {node.name}'s disk: it knows versions up to "
-            f"{repository.version}, the disk is at {marker.version}"
-        )
-    if str(known.checksum) != marker.checksum:
-        return f"the database and device {node.name}'s disk disagree on what version {marker.version} is"
-    return None
-
-
-def _refuse_other_history(node: Node, snapshot: Snapshot) -> None:
-    """Freeze where the disk's history is not the database's."""
-    repository = snapshot.repository
-    reason = other_history(node, snapshot)
-    if reason is None:
-        return
-    if repository.frozen != reason:
-        node.db.freeze(repository.id, reason, device=node.name)
-    raise Frozen(
-        f"{repository.name} is frozen: {reason}",
-        hint="an administrator restores the database, or gives up what only the disk knows with "
-        f"`git-cluster thaw {repository.name} --demote {node.name}`",
-    )
 
 
 def _distrust(node: Node, snapshot: Snapshot, why: str) -> None:
@@ -222,6 +200,7 @@ def _changes_since(node: Node, snapshot: Snapshot, was: Position) -> Plan | None
         settled=tuple(entry.push_id for entry in entries),
         keep=tuple((u.ref, u.old) for u in updates if thawed and not u.creates),
         trusted=True,
+        entries=(replace(entries[0], refs=tuple(updates)),) if len(entries) == 1 else None,
     )
 
 
@@ -254,8 +233,8 @@ def _objects(updates: list[RefUpdate]) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------ fetch
 
 
-def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say) -> None:
-    """Have everything here that `plan.wanted` reaches; no ref refers to it yet."""
+def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say, objects: int) -> None:
+    """Have everything here that `plan.wanted` reaches; no ref refers to it yet. objects: the lock that Git inherits."""
     if not plan.wanted or node.store.connected(snapshot.repository.id, plan.wanted, plan.known):
         return
     behind = snapshot.repository.version - (plan.was.version if plan.was else 0)
@@ -263,7 +242,9 @@ def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say) -> None:
     for source in sources(snapshot, node.name):
         say(f"syncing from {source.device.name}: {behind} version{'' if behind == 1 else 's'} behind")
         try:
-            _fetch_from(node, snapshot, source, plan, say)
+            _fetch_from(node, snapshot, source, plan, say, objects)
+        except DiskFailed:  # this device's: no other source helps
+            raise
         except (PeerFailed, GitFailed) as error:
             _log.warning(
                 "sync of %s from %s failed: %s", snapshot.repository.name, source.device.name, error.what
@@ -274,7 +255,7 @@ def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say) -> None:
     raise _no_source(snapshot, node.name) from last
 
 
-def _fetch_from(node: Node, snapshot: Snapshot, source: Replica, plan: Plan, say: Say) -> None:
+def _fetch_from(node: Node, snapshot: Snapshot, source: Replica, plan: Plan, say: Say, objects: int) -> None:
     """`git fetch` of object ids, over this process's own connection to the peer."""
     repository = snapshot.repository
     command = str(ServiceCommand(Service.UPLOAD_PACK, repository.name))
@@ -296,9 +277,11 @@ def _fetch_from(node: Node, snapshot: Snapshot, source: Replica, plan: Plan, say
                 data="".join(f"{oid}\n" for oid in plan.wanted).encode(),
                 env=env,
                 config=git.DURABLE,
-                pass_fds=(reads, writes),
+                pass_fds=(reads, writes, objects),
                 tell=lambda line: say(f"syncing from {source.device.name}: {line}"),
             )
+        except DiskFailed:
+            raise
         except GitFailed as error:
             raise PeerFailed(f"device {source.device.name}: {remote.stderr.strip() or error.what}") from error
 
@@ -339,14 +322,8 @@ def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
         raise ReplicaUnfit("after a rebuild the refs are still not those of the newest version")
     store.remember(repository.id, plan.target.checksum)
     node.db.synced(repository.id, node.name, plan.was, plan.target)
-    _mark(node, repository.id, plan.target)
+    history.mark(node, repository, plan.target, plan.entries)
     store.unstage(repository.id, plan.settled)
-
-
-def _mark(node: Node, repository_id: int, position: Position) -> None:
-    marker = node.store.marker(repository_id)
-    if marker is None or marker.version != position.version or marker.checksum != str(position.checksum):
-        node.store.mark(repository_id, position)
 
 
 def interrupted(snapshot: Snapshot, owner: Replica) -> Frozen:

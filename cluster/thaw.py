@@ -1,6 +1,7 @@
 """Resolve a freeze by a person's decision. The command line's half; the devices' half is in cluster/admin.py.
 
-    thaw                 what healing would do, by the device that owns the write; or end a freeze by hand
+    thaw                 put back what the database lost (cluster/restore.py); else what healing would do, by the device
+                         that owns the write; or end a freeze by hand
     thaw --demote D      give up D's claim: its intent is withdrawn, its copy rebuilt from the others
     thaw --promote D     D's refs are the truth: what differs from the newest version is committed as the next one
 
@@ -12,20 +13,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from cluster import git
+from cluster import git, restore
 from cluster.db import Database
 from cluster.errors import NotFound, PeerFailed, Refused
 from cluster.heal import describe
 from cluster.locks import Turns, write_lock
-from cluster.model import Device, LogEntry, Replica, Snapshot
+from cluster.model import LogEntry, Replica, Snapshot
+from cluster.restore import Ask
 from cluster.versions import checksum_of, difference, newest_without
-
-Ask = Callable[[Device, str, dict[str, object]], dict[str, Any]]
-"""Run an operator's command on a device: (device, verb, arguments) → its answer. Raises PeerFailed."""
 
 Say = Callable[[str], None]
 
@@ -38,12 +37,14 @@ class ThawReport:
     dry_run: bool
     lines: list[str] = field(default_factory=list)
     lost_versions: list[int] = field(default_factory=list)
+    restored_versions: list[int] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {
             "repository": self.repository,
             "dry_run": self.dry_run,
             "lost_versions": self.lost_versions,
+            "restored_versions": self.restored_versions,
             "lines": self.lines,
         }
 
@@ -72,6 +73,12 @@ def thaw(
 
 
 def _resolve(db: Database, snapshot: Snapshot, report: ThawReport, *, ask: Ask) -> None:
+    if _doubtful(snapshot):
+        found = restore.survey(snapshot, ask)
+        snapshot = db.snapshot(snapshot.repository.name)
+        if plan := restore.plan(snapshot.repository, found):
+            _restore(db, snapshot, plan, report)
+            return
     repository, owner = snapshot.repository, snapshot.intent_owner
     if repository.frozen is not None:
         if not report.dry_run:
@@ -96,6 +103,30 @@ def _resolve(db: Database, snapshot: Snapshot, report: ThawReport, *, ask: Ask) 
     report.lines += [str(line) for line in answer["lines"]]
 
 
+def _doubtful(snapshot: Snapshot) -> bool:
+    """Whether this database may be older than the disks: only then is anything frozen."""
+    knowing = any(replica.knows_more for replica in snapshot.replicas)
+    return snapshot.repository.frozen is not None or snapshot.intent_owner is not None or knowing
+
+
+def _restore(db: Database, snapshot: Snapshot, plan: restore.Plan, report: ThawReport) -> None:
+    report.lines += restore.words(plan, dry_run=report.dry_run)
+    report.restored_versions = [entry.version for entry in plan.entries]
+    if not report.dry_run:
+        restore.restore(db, snapshot, plan)
+
+
+def _given_up(found: restore.Survey, device: str, report: ThawReport) -> None:
+    """What a disk knows that the database does not, where that does not count any more."""
+    for told in found.ahead:
+        if told.device == device:
+            report.lines.append(
+                f"GIVEN UP: what only the disk of {device} knows, up to its version {told.version}; "
+                "it stays there as lost refs"
+            )
+            report.lines += restore.shown(told.entries)
+
+
 def _demote(
     db: Database,
     snapshot: Snapshot,
@@ -114,9 +145,12 @@ def _demote(
             hint=f"`git-cluster thaw {repository.name} --promote {device}` keeps it as it is",
         )
     lost = _entries_after(db, snapshot, truth.version)
+    found = restore.survey(replace(snapshot, replicas=(replica,)), ask)
+    snapshot = db.snapshot_of(repository.id)
     _explain(
         report, replica, lost, f"device {device}'s claim is given up; its copy is rebuilt from the others"
     )
+    _given_up(found, device, report)
     _require_acceptance(report, lost, f"demoting {device}", accept_loss)
     _require_dead(db, snapshot, ask, say)
     if report.dry_run:
@@ -144,7 +178,12 @@ def _demote(
                     via="thaw",
                     connection=connection,
                 )
-    if repository.frozen is not None:
+    now = db.snapshot_of(repository.id)
+    if knowing := [r.device.name for r in now.replicas if r.knows_more]:
+        report.lines.append(
+            f"{repository.name} stays frozen: the disk of {', '.join(knowing)} is ahead as well"
+        )
+    elif now.repository.frozen is not None:
         db.freeze(repository.id, None)
 
 
@@ -160,7 +199,12 @@ def _promote(
 ) -> None:
     repository, device = snapshot.repository, replica.device
     lost = _entries_after(db, snapshot, replica.version or 0)
+    found = restore.survey(snapshot, ask)
+    snapshot = db.snapshot_of(repository.id)
     _explain(report, replica, lost, f"what device {device.name} holds becomes the newest version")
+    for told in found.ahead:
+        if told.device != device.name:
+            _given_up(found, told.device, report)
     _require_acceptance(report, lost, f"promoting {device.name}", accept_loss)
     _require_dead(db, snapshot, ask, say)
     try:

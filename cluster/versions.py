@@ -180,22 +180,28 @@ class Healing(Enum):
     PUT_BACK = auto()
     """It cannot become a version any more: what moved goes back (and is kept, guarantee G8), the intent is cleared."""
     GIVE_UP = auto()
-    """Nothing legible is left of it here, but another device holds the version it began at: rebuild from there."""
+    """Nothing legible is left of it here, but another device, or the log, has the version it began at: rebuild."""
     PERSON = auto()
     """Its refs are at values that this write does not explain: nobody but a person knows what to keep."""
 
 
 def healing(
-    snapshot: Snapshot, mine: Replica, found: Interrupted | None, checksum: Checksum | None
+    snapshot: Snapshot,
+    mine: Replica,
+    found: Interrupted | None,
+    checksum: Checksum | None,
+    *,
+    rebuildable: bool = False,
 ) -> Healing:
     """What the owner's device does about its interrupted write.
 
     found: the refs of the intent as its disk shows them, None where it shows none (wiped, unreadable).
     checksum: of all its refs now; those outside the intent have to be the ones of the version it began at.
+    rebuildable: where its refs are illegible, whether all is there that those of the newest version reach.
 
     | the refs of the intent             | the others | committed since     | another leader | then     |
     |------------------------------------|------------|---------------------|----------------|----------|
-    | illegible                          |            |                     | yes            | GIVE_UP  |
+    | illegible                          |            |                     | or rebuildable | GIVE_UP  |
     | illegible                          |            |                     | no             | PERSON   |
     | one at neither its old nor new one |            |                     |                | PERSON   |
     | none moved                         |            |                     |                | CALL_OFF |
@@ -208,7 +214,7 @@ def healing(
     """
     if found is None:
         elsewhere = any(leader.device.name != mine.device.name for leader in snapshot.leaders)
-        return Healing.GIVE_UP if elsewhere else Healing.PERSON
+        return Healing.GIVE_UP if elsewhere or rebuildable else Healing.PERSON
     if found.elsewhere:
         return Healing.PERSON
     if not found.moved:

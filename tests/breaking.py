@@ -69,11 +69,13 @@ class HeldHook:
         (self.folder / "go").touch()
 
 
-def hold(cluster: Cluster, device: str, hook: str = "update", *, only: str = "") -> HeldHook:
+def hold(
+    cluster: Cluster, device: str, hook: str = "update", *, only: str = "", repository: str = "team/app"
+) -> HeldHook:
     """Make every push to `device` wait in `hook` (for the ref `only`, where it is given)."""
-    folder = cluster.directory / f"held-{device}-{hook}"
+    folder = cluster.directory / f"held-{device}-{hook}-{repository.replace('/', '-')}"
     folder.mkdir()
-    path = cluster.disk(device) / "hooks" / hook
+    path = cluster.disk(device, repository) / "hooks" / hook
     unless = f'[ "$1" = "{only}" ] || exit 0\n' if only else ""
     path.write_text(
         f"""#!/bin/sh
@@ -99,8 +101,8 @@ def interrupt(cluster: Cluster, device: str, step: str, work: Path, *refs: str) 
     return done
 
 
-def lock_holder(cluster: Cluster) -> object:
-    return cluster.db.write_lock_holder(cluster.snapshot().repository.id)
+def lock_holder(cluster: Cluster, repository: str = "team/app") -> object:
+    return cluster.db.write_lock_holder(cluster.snapshot(repository).repository.id)
 
 
 def stopped(pid: int) -> bool:

@@ -550,8 +550,8 @@ def test_a_reader_between_an_intent_and_its_commit_is_not_told_of_a_freeze(clust
         def commit() -> None:
             on_disk(cluster, "a", "update-ref", move.ref, move.new, move.old)
             after = updated(base.checksum, [move])
-            position = cluster.db.commit(number, "a", base, after, intent, [move], connection=connection)
-            store.mark(number, position)
+            entry = cluster.db.commit(number, "a", base, after, intent, [move], connection=connection)
+            store.mark(before.repository, entry.position)
 
         db.meanwhile = commit
         store = Store(cluster.devices["a"].data_dir, "a", cluster.db.cluster_id())

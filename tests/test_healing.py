@@ -49,7 +49,8 @@ def test_a_killed_device_heals_its_write_when_it_is_back(make_cluster: Make, ste
     assert cluster.git("push", "-q", cluster.url("a"), "main", cwd=work).code != 0
     cluster.stop("a", how=signal.SIGKILL)
     cluster.start("a")
-    cluster.ok("push", "-q", cluster.url("b"), "main", "main:refs/heads/next", cwd=work)
+    cluster.ok("push", "-q", cluster.url("b"), "main:refs/heads/next", cwd=work)
+    cluster.ok("push", "-q", cluster.url("b"), "main", cwd=work)
     assert cluster.refs("c")["refs/heads/main"] == second
     cluster.converge()
 

@@ -44,7 +44,7 @@ def intend(db: Database, id: int, device: str, base: Position, claim: Intent) ->
 
 
 def commit(db: Database, id: int, device: str, base: Position, claim: Intent) -> Position:
-    return db.commit(id, device, base, updated(base.checksum, claim.refs), claim, claim.refs)
+    return db.commit(id, device, base, updated(base.checksum, claim.refs), claim, claim.refs).position
 
 
 def test_g3_there_is_one_intent_at_a_time(claims: tuple[Database, int, Position]) -> None:

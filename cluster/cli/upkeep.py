@@ -100,7 +100,7 @@ def _words(result: Mapping[str, Any]) -> str:
     """What a device answered, in a few words (cluster/admin.py writes it)."""
     words = f"version {result.get('version')}"
     if result.get("verified") is False:
-        return f"{words}, rebuilt: {result.get('fault')}"
+        return "; ".join([f"{words}, rebuilt: {result.get('fault')}", *result.get("notes", [])])
     return f"{words}, verified" if result.get("verified") else words
 
 

@@ -12,7 +12,9 @@ Contract of this package:
 from __future__ import annotations
 
 from cluster.db.devices import Devices
+from cluster.db.history import History
 from cluster.db.log import Log
+from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
@@ -20,15 +22,17 @@ from cluster.db.who import UserKey, Who
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Devices, Repositories, Writes, Replicas, Log):
+class Database(Who, Devices, Repositories, Writes, Replicas, History, Log, Recall):
     """The cluster's PostgreSQL."""
 
 
 __all__ = [
     "SCHEMA_VERSION",
     "Connection",
+    "Copy",
     "Database",
     "LockHolder",
+    "Recollection",
     "UserKey",
     "lock_label",
     "no_repository",

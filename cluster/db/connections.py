@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import select
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, LiteralString, Self
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import dict_row
-from psycopg_pool import ConnectionPool, PoolTimeout
 
+from cluster.db.link import reason, share_sessions
+from cluster.db.pool import Dialer, Pool
 from cluster.db.rows import Row
 from cluster.db.schema import (
     SCHEMA_VERSION,
@@ -24,10 +21,13 @@ from cluster.db.schema import (
     schema_version_of,
     upgrade,
 )
-from cluster.errors import DatabaseUnavailable, Refused
+from cluster.errors import ConfigError, DatabaseUnavailable, Refused
 
 CHANNEL = "git_cluster"
 """The NOTIFY channel. Payload: the id of a repository that has a new version, or "" for "look around"."""
+
+LOOK_AROUND = 5.0
+"""Seconds after which a listener looks around by itself, however much it hears."""
 
 WRITE_LOCK_CLASS = 0x67697463
 """First key of the two-key advisory locks for writing ("gitc"); the second is the repository's id."""
@@ -40,6 +40,20 @@ def _unavailable() -> DatabaseUnavailable:
     )
 
 
+def _unreachable(error: psycopg.Error, *, again: bool) -> DatabaseUnavailable:
+    """again: a first connection was made."""
+    why = reason(error)
+    if again:
+        return DatabaseUnavailable(
+            f"no second connection to the cluster's database: {why}",
+            hint="a device needs up to 20, a command up to 10: see max_connections, or the size of the pooler's pool",
+        )
+    hint = "is PostgreSQL running, and does [cluster] database name it?"
+    if "read-only" in why:
+        hint = "name the server that takes writes in [cluster] database, or each that may: host=one,two"
+    return DatabaseUnavailable(f"no connection to the cluster's database: {why}", hint=hint)
+
+
 def _forbidden(error: psycopg.errors.InsufficientPrivilege) -> DatabaseUnavailable:
     return DatabaseUnavailable(
         f"the database refuses its user: {error.diag.message_primary}",
@@ -47,11 +61,17 @@ def _forbidden(error: psycopg.errors.InsufficientPrivilege) -> DatabaseUnavailab
     )
 
 
+class _Ended(psycopg.OperationalError):
+    """The connection ended under a statement."""
+
+
 @contextmanager
 def translated() -> Iterator[None]:
+    """psycopg's errors as ours. A server that has become a standby is as good as away: the next connection is made
+    to one that takes writes."""
     try:
         yield
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise _unavailable() from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise _forbidden(error) from error
@@ -62,67 +82,44 @@ class Connections:
 
     def __init__(self, url: str, *, application_name: str = "git-cluster", connections: int = 8) -> None:
         self.url = url
-        options: dict[str, Any] = {
-            "autocommit": True,
-            "row_factory": dict_row,
-            "application_name": application_name,
-            "connect_timeout": 5,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-        }
-        self._options = options
-
-        def pool(
-            name: str, most: int, reset: Callable[[Connection], None] | None = None
-        ) -> ConnectionPool[Connection]:
-            return ConnectionPool(
-                url,
-                connection_class=psycopg.Connection[dict[str, Any]],
-                kwargs=options,
-                min_size=0,
-                max_size=most,
-                timeout=6,
-                max_idle=120,
-                reconnect_timeout=0,
-                reset=reset,
-                name=name,
-                open=False,
-            )
-
-        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-        self._dedicated: set[Connection] = set()
-        self._pool = pool("statements", connections)
-        self._lock_pool = pool("locks", connections, _release_all_locks)
+        self._dialer = Dialer(url, application_name)
+        self._pool = Pool(self._dialer, connections, patience=6)
+        self._lock_pool = Pool(self._dialer, connections, patience=30, reset=_release_all_locks)
 
     def open(self, *, any_schema: bool = False) -> Self:
-        """Connect once, so that a wrong URL or schema is an error now and not later. Returns self."""
+        """Connect twice, so that a wrong URL or schema, or a pooler in the way, is an error now and not later.
+
+        DatabaseUnavailable, SchemaMismatch, ConfigError. Returns self.
+        """
+        first = None
         try:
-            with psycopg.connect(self.url, **self._options) as connection:
-                if not any_schema:
-                    check_schema(schema_version_of(connection))
-        except psycopg.OperationalError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise DatabaseUnavailable(
-                f"no connection to the cluster's database: {reason}",
-                hint="is PostgreSQL running, and does [cluster] database name it?",
-            ) from error
+            first = self._dialer.connect()
+            second = self._dialer.connect()
+            if share_sessions(first, second):
+                raise ConfigError(
+                    "the database is behind a pooler that shares its connections between transactions (pgbouncer: "
+                    "pool_mode = transaction or statement); locks, LISTEN and settings do not survive there",
+                    hint="set pool_mode = session for this database, or connect to PostgreSQL directly",
+                )
+            if not any_schema:
+                check_schema(schema_version_of(first))
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            self.close()
+            raise _unreachable(error, again=first is not None) from error
         except psycopg.errors.InsufficientPrivilege as error:
+            self.close()
             raise _forbidden(error) from error
-        except psycopg.ProgrammingError as error:
-            if error.sqlstate:
-                raise
-            raise DatabaseUnavailable(
-                "[cluster] database is no database that PostgreSQL's client understands",
-                hint="write postgresql://user:password@host:port/name, and special characters as %XX",
-            ) from None  # libpq repeats what it could not read, password and all
-        self._pool.open()
-        self._lock_pool.open()
+        except BaseException:
+            self.close()
+            raise
+        self._pool.keep(first)
+        self._lock_pool.keep(second)
         return self
 
     def close(self) -> None:
-        self._pool.close(timeout=2)
-        self._lock_pool.close(timeout=2)
+        self._pool.close()
+        self._lock_pool.close()
+        self._dialer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -131,86 +128,73 @@ class Connections:
         self.close()
 
     def _read(self, query: LiteralString, params: Mapping[str, Any] | None = None) -> list[Row]:
-        """Rows of a statement that may be run twice: a connection found dead is replaced and it is run again."""
+        """Rows of a statement that may be run twice: on a new connection where the first one ended under it."""
         with translated():
-            while True:
-                with self._pool.connection() as connection:
-                    try:
-                        return connection.execute(query, params).fetchall()
-                    except (psycopg.OperationalError, psycopg.InterfaceError):
-                        if not connection.closed:
-                            raise
-                        self._pool.check()
+            try:
+                return self._rows(query, params)
+            except _Ended:
+                self._pool.reap(0)
+            return self._rows(query, params)
+
+    def _rows(self, query: LiteralString, params: Mapping[str, Any] | None) -> list[Row]:
+        with self._pool.connection() as link:
+            try:
+                rows = link.execute(query, params).fetchall()
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if link.closed:
+                    raise _Ended(str(error)) from error
+                raise
+            if not link.takes_writes:
+                raise _Ended("the server has become read-only")
+            return rows
 
     def _write(self, query: LiteralString, params: Mapping[str, Any] | None = None) -> list[Row]:
         """Rows of a statement that is run once. Raises DatabaseUnavailable when it is unknown whether it was."""
-        with translated(), self._live_connection() as connection:
-            cursor = connection.execute(query, params)
+        with translated(), self._pool.connection() as link:
+            cursor = link.execute(query, params)
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager
-    def _live_connection(self) -> Iterator[Connection]:
-        """A pooled connection that PostgreSQL has not dropped while it was idle."""
-        with self._pool.connection() as connection:
-            if _alive(connection):
-                yield connection
-                return
-        self._pool.check()
-        with self._pool.connection() as connection:
-            yield connection
-
-    @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with translated(), self._live_connection() as connection, connection.transaction():
-            yield connection
+        with translated(), self._pool.connection() as link, link.transaction():
+            yield link
 
     @contextmanager
     def dedicated(self) -> Iterator[Connection]:
         """A connection for an advisory lock. Whatever it holds is released when it goes back, or is closed."""
         with translated():
-            while True:
-                connection = self._lock_pool.getconn()
-                if _alive(connection):
-                    break
-                connection.close()
-                self._lock_pool.putconn(connection)
-        self._dedicated.add(connection)
+            link = self._lock_pool.take()
         try:
-            yield connection
+            yield link
         finally:
-            self._dedicated.discard(connection)
-            with suppress(psycopg.Error):
-                self._lock_pool.putconn(connection)
+            self._lock_pool.give(link)
 
     def cut_connections(self) -> None:
         """Close every connection at the socket, as a network that fails would. For fault injection only."""
-        for connection in [*self._pool._pool, *self._lock_pool._pool, *self._dedicated]:
-            _cut(connection)
+        for link in self._dialer.links():
+            link.cut()
 
     def listen(self) -> Iterator[str]:
-        """Payloads of NOTIFY on a connection of its own, for ever; "" every 5 s when nothing came.
+        """Payloads of NOTIFY on a connection of its own, for ever; "" at the beginning, and again every 5 s.
 
         Raises DatabaseUnavailable when the connection is lost: whoever listens looks at the truth, then calls again.
         """
-        with translated(), psycopg.connect(self.url, **self._options) as connection:
-            connection.execute(f"listen {CHANNEL}")
-            yield ""
+        with translated(), self._dialer.connect() as link:
+            link.execute(f"listen {CHANNEL}")
+            swept = -LOOK_AROUND
             while True:
-                came = False
-                for notification in connection.notifies(timeout=5, stop_after=1):
-                    came = True
-                    yield notification.payload
-                if not came:
-                    connection.execute("select 1")
+                if time.monotonic() - swept >= LOOK_AROUND:
+                    link.execute("select 1")
+                    if not link.takes_writes:
+                        raise psycopg.OperationalError("the server has become read-only")
                     yield ""
+                    swept = time.monotonic()
+                for notification in link.notifies(timeout=LOOK_AROUND, stop_after=1):
+                    yield notification.payload
 
     def init(self, name: str) -> str:
         """Apply schema.sql, or upgrade an older one. Returns "created", "upgraded" or "unchanged"."""
-        with (
-            translated(),
-            psycopg.connect(self.url, **self._options) as connection,
-            connection.transaction(),
-        ):
+        with translated(), self._dialer.connect() as connection, connection.transaction():
             connection.execute("select pg_advisory_xact_lock(%s)", (WRITE_LOCK_CLASS,))
             found = schema_version_of(connection)
             if found == SCHEMA_VERSION:
@@ -236,29 +220,6 @@ def unique(what: str, hint: str) -> Iterator[None]:
         yield
     except psycopg.errors.UniqueViolation as error:
         raise Refused(what, hint=hint) from error
-
-
-def _alive(connection: Connection) -> bool:
-    """Whether an idle connection still stands: one that PostgreSQL closed has an end-of-file to read, behind what
-    PostgreSQL had to say about it."""
-    if connection.closed or connection.broken:
-        return False
-    readable = select.poll()  # select(2) ends at descriptor 1024
-    readable.register(connection.fileno(), select.POLLIN)
-    while readable.poll(0):
-        try:
-            connection.pgconn.consume_input()
-            connection.pgconn.notifies()
-        except psycopg.Error:
-            return False
-        if connection.pgconn.status != psycopg.pq.ConnStatus.OK:
-            return False
-    return True
-
-
-def _cut(connection: Connection) -> None:
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as raw:
-        raw.shutdown(socket.SHUT_RDWR)
 
 
 def _release_all_locks(connection: Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from cluster.db.connections import Connections, unique
+from cluster.db.connections import CHANNEL, Connections, unique
 from cluster.db.rows import device_of
 from cluster.errors import NotFound, Refused
 from cluster.model import (
@@ -63,8 +63,9 @@ class Devices(Connections):
 
     def set_device_mode(self, name: str, mode: DeviceMode) -> None:
         if not self._write(
-            "update device set mode = %(mode)s::device_mode where name = %(name)s returning 1",
-            {"mode": mode.value, "name": name},
+            """with turned as (update device set mode = %(mode)s::device_mode where name = %(name)s returning 1)
+               select pg_notify(%(channel)s, '') from turned""",
+            {"mode": mode.value, "name": name, "channel": CHANNEL},
         ):
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
 

@@ -10,6 +10,7 @@ from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
 from cluster.model import (
     Checksum,
+    Device,
     Intent,
     LogEntry,
     Position,
@@ -76,7 +77,8 @@ class Replicas(Connections):
                     where r.repository_id = %(id)s and d.name = %(device)s for update of r),
                turned as (
                    update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
-                          distrust = null, damage = null, marker_version = null, marker_checksum = null,
+                          distrust = null, damage = case when old.quarantined is null then r.damage end,
+                          marker_version = null, marker_checksum = null,
                           synced_at = now(), attempts = 0, last_error = null, next_try_at = null
                      from old
                     where r.repository_id = old.repository_id and r.device_id = old.device_id
@@ -198,6 +200,56 @@ class Replicas(Connections):
                  from turned join repository p on p.id = turned.repository_id where %(what)s::text is not null""",
             {"id": repository_id, "device": device, "what": what and what[:1000]},
         )
+
+    def note_verified(self, repository_id: int, device: str) -> None:
+        """A replica was found to be what it should be. With an intent, what only a person can resolve stays said."""
+        self._write(
+            """update replica r set verified_at = now(),
+                      damage = case when r.intent_token is null then null else r.damage end from device d
+                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+            {"id": repository_id, "device": device},
+        )
+
+    def due_for_verification(self, device: str, every: float) -> list[tuple[int, bool]]:
+        """Ids of repositories whose replica here was not verified for `every` seconds, the longest ago first, and
+        whether it is known to be damaged and another device, which is up, could help now."""
+        rows = self._read(
+            """select r.repository_id, r.damage is not null and exists (
+                      select from replica o join device e on e.id = o.device_id
+                       where o.repository_id = r.repository_id and o.device_id <> r.device_id
+                         and o.version = p.version and o.quarantined is null and o.damage is null
+                         and e.mode <> 'disabled' and not e.stopped
+                         and e.last_seen_at > now() - make_interval(secs => %(alive)s)) as helped
+                 from replica r join repository p on p.id = r.repository_id and p.name is not null
+                 join device d on d.id = r.device_id
+                where d.name = %(device)s and r.version is not null and r.quarantined is null
+                  and r.intent_token is null and r.marker_version is null
+                  and (r.verified_at is null or r.damage is not null
+                       or r.verified_at < now() - make_interval(secs => %(every)s))
+                order by 2 desc, r.verified_at nulls first, md5(r.repository_id::text || d.name) limit 1000""",
+            {"device": device, "every": every, "alive": Device.OFFLINE_AFTER},
+        )
+        return [(row["repository_id"], row["helped"]) for row in rows]
+
+    def doubt(self, repository_id: int, device: str) -> None:
+        """Have a replica verified next: something looked damaged."""
+        self._write(
+            """update replica r set verified_at = null from device d
+                where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+            {"id": repository_id, "device": device},
+        )
+
+    def claims(self, device: str) -> dict[int, Checksum]:
+        """What the refs of each trusted replica on `device` that is not in the middle of a write amount to."""
+        rows = self._read(
+            """select r.repository_id, r.checksum from replica r
+                 join repository p on p.id = r.repository_id and p.name is not null
+                 join device d on d.id = r.device_id
+                where d.name = %(device)s and r.version is not null and r.quarantined is null
+                  and r.intent_token is null and r.marker_version is null""",
+            {"device": device},
+        )
+        return {row["repository_id"]: Checksum(row["checksum"]) for row in rows}
 
     def nudge(self, repository_id: int) -> None:
         """Have every device look at a repository now."""

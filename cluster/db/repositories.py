@@ -79,8 +79,9 @@ class Repositories(Connections):
     def rename_repository(self, name: str, new_name: str) -> None:
         with unique(f"there is a repository {new_name} already", "choose another name"):
             if not self._write(
-                "update repository set name = %(new)s where name = %(name)s returning 1",
-                {"name": name, "new": new_name},
+                """with renamed as (update repository set name = %(new)s where name = %(name)s returning 1)
+                   select pg_notify(%(channel)s, '') from renamed""",
+                {"name": name, "new": new_name, "channel": CHANNEL},
             ):
                 raise no_repository(name)
 
@@ -188,7 +189,7 @@ _SNAPSHOT_COLUMNS: LiteralString = """
     extract(epoch from now() - d.last_seen_at)::float as d_silent_for,
     r.version, r.checksum, r.quarantined, r.intent_token, r.intent_push, r.intent_actor, r.intent_via,
     r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at,
-    r.distrust::text, r.verified_at, r.damage, r.marker_version"""
+    r.distrust::text, r.verified_at, r.damage, r.marker_version, r.marker_checksum"""
 
 _SNAPSHOT_TABLES: LiteralString = """
       from repository p left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""

@@ -68,6 +68,7 @@ def replica_of(row: Row) -> Replica:
         verified_at=row["verified_at"],
         damage=row["damage"],
         marker=row["marker_version"],
+        marker_checksum=row["marker_checksum"],
     )
 
 

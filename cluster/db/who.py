@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import LiteralString
 
-from cluster.db.connections import Connections, unique
+from cluster.db.connections import CHANNEL, Connections, unique
 from cluster.db.rows import Row
 from cluster.errors import DatabaseUnavailable, NotFound
 from cluster.model import (
@@ -50,6 +51,16 @@ class Who(Connections):
             return Actor(ActorKind.USER, row["user_name"], fingerprint)
         return Actor(ActorKind.OPERATOR, "operator", fingerprint)
 
+    def _taken(self, statement: LiteralString, params: Mapping[str, str | None]) -> bool:
+        """Run a statement that takes something from somebody, and have the devices hear of it at once: those that
+        serve reads while the database is away decide by what they heard last. Whether there was anything to take."""
+        return bool(
+            self._write(
+                "with taken as (" + statement + ") select pg_notify(%(channel)s, '') from taken",
+                {**params, "channel": CHANNEL},
+            )
+        )
+
     def add_user(self, name: str) -> None:
         with unique(f"there is a user {name} already", "list them with `git-cluster user list`"):
             self._write("insert into actor (name) values (%(name)s)", {"name": name})
@@ -62,7 +73,7 @@ class Who(Connections):
         )
 
     def remove_user(self, name: str) -> None:
-        if not self._write("delete from actor where name = %(name)s returning 1", {"name": name}):
+        if not self._taken("delete from actor where name = %(name)s returning 1", {"name": name}):
             raise no_user(name)
 
     def add_key(self, user: str, fingerprint: str, public_key: str, comment: str) -> None:
@@ -87,7 +98,7 @@ class Who(Connections):
         ]
 
     def remove_key(self, fingerprint: str) -> None:
-        if not self._write(
+        if not self._taken(
             "delete from key where fingerprint = %(f)s and actor_id is not null returning 1",
             {"f": fingerprint},
         ):
@@ -125,7 +136,7 @@ class Who(Connections):
             raise no_user(user or "")
 
     def revoke(self, user: str | None, pattern: str) -> None:
-        if not self._write(
+        if not self._taken(
             """delete from access_grant g where pattern = %(pattern)s
                and g.actor_id is not distinct from (select id from actor where name = %(user)s)
                and (g.actor_id is null) = (%(user)s::text is null) returning 1""",

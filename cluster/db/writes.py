@@ -20,6 +20,7 @@ from cluster.errors import WriteConflict
 from cluster.model import (
     Checksum,
     Intent,
+    LogEntry,
     Position,
     RefUpdate,
 )
@@ -183,7 +184,7 @@ class Writes(Connections):
         moved: Sequence[RefUpdate],
         *,
         connection: Connection | None = None,
-    ) -> Position:
+    ) -> LogEntry:
         """Make version base + 1 out of an intent: the one statement that decides a push (guarantee G3).
 
         Compare-and-set of the repository's version and of the replica's version and token, the log entry, and the
@@ -216,7 +217,17 @@ class Writes(Connections):
             raise _void() from error
         if len(rows) != 1:
             raise _void()
-        return Position(base.version + 1, checksum)
+        return LogEntry(
+            version=base.version + 1,
+            push_id=intent.push_id,
+            actor=intent.actor,
+            device=device,
+            via=intent.via,
+            address=intent.address,
+            at=rows[0]["at"],
+            checksum=checksum,
+            refs=tuple(moved),
+        )
 
     def committed(self, repository_id: int, push_id: UUID) -> Position | None:
         """Where a push stands in the log, or None: what a writer asks whose commit was cut off."""
@@ -308,13 +319,13 @@ claimed as (
 entry as (
     insert into push (repository_id, version, checksum, push_id, actor, device, via, address)
     select repository_id, %(next)s, %(checksum)s, %(push)s, %(actor)s, %(device)s, %(via)s, %(address)s from claimed
-    returning repository_id, version),
+    returning repository_id, version, at),
 refs as (
     insert into push_ref (repository_id, version, ref, old, new)
     select repository_id, version, u.ref, u.old, u.new
       from entry, unnest(%(refs)s::text[], %(olds)s::text[], %(news)s::text[]) u (ref, old, new)
     returning 1)
-select pg_notify(%(channel)s, repository_id::text) from entry"""
+select pg_notify(%(channel)s, repository_id::text), at from entry"""
 
 
 def _void() -> WriteConflict:

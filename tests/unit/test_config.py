@@ -32,6 +32,11 @@ lock_timeout = "2m"
 commit_timeout = 5.5
 fence_after = "500ms"
 heal = "auto"
+
+[upkeep]
+verify_every = "30d"
+prune_after = "36h"
+most_packs = 50
 """
 
 CLUSTER = '[cluster]\ndatabase = "host=db"\n'
@@ -57,6 +62,7 @@ def test_everything(tmp_path: Path) -> None:
         ),
         http=config.HttpSection(config.Address("::1", 8080)),
         writes=config.WritesSection(lock_timeout=120.0, commit_timeout=5.5, fence_after=0.5, heal="auto"),
+        upkeep=config.UpkeepSection(verify_every=30 * 86400.0, prune_after=36 * 3600.0, most_packs=50),
     )
     assert loaded.http
     assert str(loaded.http.listen) == "[::1]:8080"
@@ -66,6 +72,7 @@ def test_the_least(tmp_path: Path) -> None:
     loaded = load(tmp_path, '[cluster]\ndatabase = "host=db dbname=cluster"\n')
     assert (loaded.device, loaded.ssh, loaded.http) == (None, None, None)
     assert loaded.writes == config.WritesSection(120.0, 300.0, 30.0, config.DEFAULT_HEAL)
+    assert loaded.upkeep == config.UpkeepSection(7 * 86400.0, 14 * 86400.0, 20)
     assert not loaded.cluster.embedded
 
 
@@ -100,6 +107,7 @@ def test_databases(tmp_path: Path, database: str) -> None:
         ('"90"', 90),
         ("90", 90),
         ("1.5", 1.5),
+        ('"1d"', 86400),
     ],
 )
 def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
@@ -137,6 +145,12 @@ def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
         (CLUSTER + "[writes]\nlock_timeout = true\n", ["not True"]),
         (CLUSTER + "[writes]\nlock_timeout = ['1s']\n", ["not a list"]),
         (CLUSTER + "[writes]\nheal = 'maybe'\n", ['[writes] heal must be "manual" or "auto"', "not 'maybe'"]),
+        (CLUSTER + "[writes]\nlock_timeout = '2d'\n", ["24 hours", "not '2d'"]),
+        (CLUSTER + "[upkeep]\nverify_every = '367d'\n", ["[upkeep] verify_every must be", '"7d"', "366 days"]),
+        (CLUSTER + "[upkeep]\nprune_after = '10m'\n", ["[upkeep] prune_after must be", "at least an hour"]),
+        (CLUSTER + "[upkeep]\nmost_packs = 1\n", ["[upkeep] most_packs must be a whole number from 2 to 1000"]),
+        (CLUSTER + "[upkeep]\nmost_packs = true\n", ["most_packs", "not True"]),
+        (CLUSTER + "[upkeep]\nverify = 1\n", ["[upkeep] verify is unknown", "mean verify_every?"]),
         (CLUSTER + "[http]\n", ["[http] listen is missing"]),
         (CLUSTER + "[http]\nlisten = 8080\n", ["[http] listen must be", '"host:port"', "not 8080"]),
         (CLUSTER + "[http]\nlisten = ':8080'\n", ["[http] listen must be"]),

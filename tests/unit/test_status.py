@@ -46,6 +46,7 @@ class R:
     intent: Intent | None = None
     content: int | None = None
     error: str | None = None
+    damage: str | None = None
 
 
 def device(name: str, state: str) -> Device:
@@ -75,6 +76,7 @@ def snapshot(*rows: R, version: int = 3, min_copies: int = 2, frozen: str | None
             attempts=4 if row.error else 0,
             last_error=row.error,
             next_try_at=None,
+            damage=row.damage,
         )
         for name, row in zip("abcdefghi", rows, strict=False)
     )
@@ -176,6 +178,19 @@ def test_reasons_say_what_and_what_to_do(
     assert status.repository(snapshot(*rows, **options), locked=False)["reason"] == reason  # type: ignore[arg-type]
 
 
+def test_damage_is_told_with_what_ends_it() -> None:
+    """Not in the middle of a write: what cannot be resolved there is told by the freeze, in its own words."""
+    damaged = R(damage="its copy is damaged: missing blob 1234, reached from refs/heads/main")
+    entry = status.repository(snapshot(damaged, R(2)), locked=False)
+    assert entry["state"] == "degraded"
+    assert entry["reason"].startswith(
+        "a: its copy is damaged: missing blob 1234, reached from refs/heads/main; nothing was touched: bring another "
+        "copy of version 3 back, or restore this one from a backup, then run `git-cluster verify team/app`; "
+    )
+    assert [replica["damage"] for replica in entry["replicas"]] == [damaged.damage, None]
+    assert entry["replicas"][0]["state"] == "current"
+
+
 def test_the_document_has_exactly_these_keys() -> None:
     """design.md section 8, and `reason`, which is for people."""
     subject = snapshot(WRITES, R(1, error="connection refused"))
@@ -203,12 +218,13 @@ def test_the_document_has_exactly_these_keys() -> None:
                         "reason": None, "is_writing": True, "writer": "ann",
                         "writing_since": "2026-02-03T04:05:06+00:00",
                         "last_synced_at": "2026-02-03T04:05:06+00:00", "attempts": 0, "last_error": None,
+                        "verified_at": None, "damage": None,
                     },
                     {
                         "device": "b", "version": 1, "behind": 2, "checksum": str(position(1).checksum),
                         "state": "behind", "reason": None, "is_writing": False, "writer": None,
                         "writing_since": None, "last_synced_at": "2026-02-03T04:05:06+00:00",
-                        "attempts": 4, "last_error": "connection refused",
+                        "attempts": 4, "last_error": "connection refused", "verified_at": None, "damage": None,
                     },
                 ],
             }

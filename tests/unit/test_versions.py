@@ -316,6 +316,8 @@ def test_what_becomes_of_an_interrupted_write(
             at(3).checksum, found.moved if others_right else [RefUpdate("refs/heads/x", ZERO, SIX)]
         )
     assert healing(now, mine, found, disk) is then
+    if found is None:
+        assert healing(now, mine, found, disk, rebuildable=True) is Healing.GIVE_UP
 
 
 def test_head() -> None:

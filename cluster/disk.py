@@ -1,0 +1,138 @@
+"""Where a device's replicas are, and the locks that say who is at work in them.
+
+Every lock is an flock(2) on a file of its own, `<root>/locks/<id>.<kind>`. Git processes of ours inherit the open
+file, so a lock outlives a session, or a daemon, that is killed for exactly as long as they do:
+
+    write      exclusive: who moves refs of this replica
+    objects    shared: whoever adds objects to it; exclusive: who removes what such processes left behind when they
+               were killed
+    sync       exclusive: who brings it to the newest version
+    upkeep     exclusive: who repacks it
+    verify     exclusive: who holds it against the log and against itself, and rebuilds it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+
+class FileLock:
+    """An flock(2) on a file of its own. One object, one open file: whoever inherits `fd` shares the lock."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def try_acquire(self) -> bool:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait for the lock for `timeout` seconds at most."""
+        deadline = time.monotonic() + timeout
+        pause = 0.002
+        while not self.try_acquire():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+        return True
+
+    def share(self) -> None:
+        """Hold it together with others who share it."""
+        fcntl.flock(self.fd, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give it back for everybody who shares the open file."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Forget it here. A process that inherited the open file keeps the lock."""
+        os.close(self.fd)
+
+
+class ReplicaLock(FileLock):
+    """A replica's write lock, and which folder (device and inode) the replica was when this was opened."""
+
+    def __init__(self, path: Path, folder: tuple[int, int] | None) -> None:
+        super().__init__(path)
+        self.folder = folder
+
+
+class Disk:
+    """Paths and locks of the replicas of one device, by repository id. What is in them: refs.py, objects.py."""
+
+    def __init__(self, root: Path, device: str) -> None:
+        self.root = root
+        self.device = device
+        self._held: dict[tuple[int, str], int] = {}
+        self._mutex = Lock()
+
+    def path(self, repository_id: int) -> Path:
+        return self.root / "repositories" / f"{repository_id // 1000:03d}" / f"{repository_id}.git"
+
+    def exists(self, repository_id: int) -> bool:
+        """Whether there is a repository to speak of; what it holds is another question."""
+        path = self.path(repository_id)
+        return all((path / part).exists() for part in ("HEAD", "objects", "refs", "config"))
+
+    def folder(self, repository_id: int) -> tuple[int, int] | None:
+        """Which folder the replica is now: another one once it was set aside and made anew. None: there is none."""
+        try:
+            stat = self.path(repository_id).stat()
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+    def write_lock(self, repository_id: int) -> ReplicaLock:
+        """The lock (not yet taken) that whoever moves refs of this replica holds."""
+        return ReplicaLock(self._lock_file(repository_id, "write"), self.folder(repository_id))
+
+    @contextmanager
+    def holding(self, repository_id: int, kind: str, timeout: float) -> Iterator[bool]:
+        """Hold a lock of this kind, exclusively, inside; yields whether it was got in time."""
+        lock = FileLock(self._lock_file(repository_id, kind))
+        try:
+            got = lock.acquire(timeout)
+            if got:
+                self._held[repository_id, kind] = lock.fd
+            yield got
+            if got:
+                lock.release()
+        finally:
+            if self._held.get((repository_id, kind)) == lock.fd:
+                del self._held[repository_id, kind]
+            lock.close()
+
+    def inherits(self, repository_id: int, kind: str) -> tuple[int, ...]:
+        """The descriptor of a lock that is held here, for a process that is to share it."""
+        fd = self._held.get((repository_id, kind))
+        return () if fd is None else (fd,)
+
+    @contextmanager
+    def adding_objects(self, repository_id: int) -> Iterator[int]:
+        """Share the `objects` lock inside; yields the descriptor that a Git process which adds some has to inherit."""
+        lock = FileLock(self._lock_file(repository_id, "objects"))
+        try:
+            lock.share()
+            yield lock.fd
+            lock.release()
+        finally:
+            lock.close()
+
+    def _lock_file(self, repository_id: int, kind: str) -> Path:
+        return self.root / "locks" / f"{repository_id}.{kind}"
+
+    def run_directory(self) -> Path:
+        path = self.root / "run"
+        path.mkdir(parents=True, exist_ok=True)
+        return path

@@ -1,0 +1,317 @@
+"""`git upload-pack` and `git upload-archive` for one client, who is shown only refs that a version has (G2, G6).
+
+`gate.fresh` has looked at the refs; Git reads them later, with protocol v2 as late as the client pleases. A push may be
+moving them by then, and may still fail. So what Git lists is held back until it is sure that no ref moved meanwhile;
+where one did, the newest version is waited for, and Git lists again.
+
+    v0, v1     the advertisement, which comes before the client has said anything: Git is started anew
+    v2         the answer to each "ls-refs", by a Git process of its own that gets that one request
+    archive    what follows the client's request, up to its first piece: Git is started anew with the same request
+
+Objects need no such care: a client asks for them by what it was shown.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Thread
+from typing import IO
+
+from cluster import git
+from cluster.client import Client
+from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout
+from cluster.model import Request, Service, Snapshot
+from cluster.node import Node
+from cluster.verify import doubt
+
+CHUNK = 65536
+TRIES = 20
+"""Listings that moving refs spoiled, before the client is told to come again: each waited for a commit."""
+
+MOST_REQUEST = 1 << 20
+"""Bytes of a request that has to be kept: about 10,000 prefixes in an ls-refs."""
+
+MOST_SAID = 4096
+"""Bytes of Git's last words that are kept."""
+
+Settle = Callable[[Snapshot], Snapshot]
+"""From a look at the repository to one whose newest version is on this disk (gate.fresh)."""
+
+
+def upload(node: Node, request: Request, snapshot: Snapshot, client: Client, settle: Settle | None) -> int:
+    """Run Git between this client and this disk; its exit code. Raises what `settle` raises.
+
+    snapshot: what `settle` found last. settle: None for who asked for what is here, whatever that is (a device).
+    """
+    return _Upload(node, request, client, _Steady(node, snapshot, settle)).run()
+
+
+class _Steady:
+    """Repeats a listing until no ref moved while it was made."""
+
+    def __init__(self, node: Node, snapshot: Snapshot, settle: Settle | None) -> None:
+        self.node, self.snapshot, self._settle = node, snapshot, settle
+
+    def listing(self, produce: Callable[[], bytes]) -> bytes:
+        for _ in range(TRIES):
+            before = self._witness()
+            listing = produce()
+            if self._settle is None or (before is not None and self._witness() == before):
+                return listing
+            self.snapshot = self._settle(self.node.db.snapshot_of(self.snapshot.repository.id))
+        raise LockTimeout("this repository changes faster than it can be listed", hint="try again")
+
+    def _witness(self) -> object | None:
+        if self._settle is None:
+            return None
+        repository = self.snapshot.repository
+        return self.node.store.witness(repository.id, repository.position.checksum)
+
+
+class _Upload:
+    def __init__(self, node: Node, request: Request, client: Client, steady: _Steady) -> None:
+        self._path = node.store.path(steady.snapshot.repository.id)
+        self._client, self._steady, self._service = client, steady, request.service
+        self._input = _Input(client)
+        self._v2 = "version=2" in request.protocol.split(":")
+        config = {**git.HIDDEN, "uploadpack.allowFilter": "true"}
+        if steady._settle is None:  # of a version that may have been superseded meanwhile
+            config["uploadpack.allowAnySHA1InWant"] = "true"
+        self._env = git.environment(
+            config, **({"GIT_PROTOCOL": request.protocol} if request.protocol else {})
+        )
+        self._failed: ClusterError | None = None
+        self._said = b""
+
+    def run(self) -> int:
+        """From the first byte to the last. ReplicaUnfit where Git met damage."""
+        code = self._run()
+        if code and (error := doubt(self._steady.node, self._steady.snapshot, self._said)):
+            raise error
+        return code
+
+    def _run(self) -> int:
+        if self._service is Service.UPLOAD_ARCHIVE:
+            return self._carry(*self._begun(b"".join(_request(self._input)), _archive_begins))
+        if not self._v2:
+            return self._carry(*self._begun(b"", _advertisement))
+        return self._carry(self._start(), b"")
+
+    def _begun(
+        self, said: bytes, prefix: Callable[[IO[bytes]], bytes]
+    ) -> tuple[subprocess.Popen[bytes], bytes]:
+        """A Git process that was told `said`, and the beginning of its answer: that one lists refs."""
+        processes: list[subprocess.Popen[bytes]] = []
+
+        def produce() -> bytes:
+            for spoiled in processes:
+                _end(spoiled)
+            processes[:] = [self._start()]
+            process = processes[0]
+            assert process.stdin is not None and process.stdout is not None
+            with suppress(BrokenPipeError):
+                process.stdin.write(said)
+            return prefix(process.stdout)
+
+        try:
+            begin = self._steady.listing(produce)
+        except BaseException:
+            for process in processes:
+                _end(process)
+            raise
+        return processes[0], begin
+
+    def _carry(self, process: subprocess.Popen[bytes], begin: bytes) -> int:
+        """Pass everything on, both ways, until Git has ended; its exit code."""
+        errors = Thread(target=self._errors, args=(process,), daemon=True, name="upload-pack errors")
+        upload = Thread(target=self._listen, args=(process,), daemon=True, name="upload-pack requests")
+        with process:
+            errors.start()
+            upload.start()
+            assert process.stdout is not None
+            try:
+                if begin:
+                    self._client.write(begin)
+                while data := os.read(process.stdout.fileno(), CHUNK):
+                    self._client.write(data)
+            except ClientGone:
+                _kill(process)
+            errors.join()
+            code = process.wait()
+        if self._failed is not None:
+            raise self._failed
+        return code
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        program = self._service.removeprefix("git-")
+        try:
+            return subprocess.Popen(
+                ["git", program, *options, str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=self._env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """What the client sends, to Git; with protocol v2 an ls-refs is answered on the way."""
+        assert process.stdin is not None
+        try:
+            if self._v2 and self._service is Service.UPLOAD_PACK:
+                for data in _without_listings(self._input, self._answer):
+                    process.stdin.write(data)
+            while data := self._input.read1():
+                process.stdin.write(data)
+        except (BrokenPipeError, ClientGone, ValueError):
+            pass
+        except ClusterError as error:
+            self._failed = error
+            _kill(process)
+        with suppress(BrokenPipeError, ValueError):
+            process.stdin.close()
+
+    def _answer(self, request: bytes) -> None:
+        def produce() -> bytes:
+            with self._start("--stateless-rpc") as process:
+                out, errors = process.communicate(request)
+            self._complain(errors)
+            return out
+
+        self._client.write(self._steady.listing(produce))
+
+    def _errors(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        while data := os.read(process.stderr.fileno(), CHUNK):
+            self._complain(data)
+
+    def _complain(self, words: bytes) -> None:
+        """Git's words for the person, without this server's path."""
+        if words:
+            self._said = (self._said + words)[-MOST_SAID:]
+            self._client.write_error(words.replace(os.fsencode(self._path), b"the repository"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _kill(process)
+    with process:
+        pass
+
+
+# ------------------------------------------------------------------------------------------------- pkt-lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    raw: bytes
+    flush: bool
+
+
+class _Input:
+    """What a client sends, to be read exactly or as it comes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._rest = client, b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._rest) < size and (data := self._client.read(CHUNK)):
+            self._rest += data
+        out, self._rest = self._rest[:size], self._rest[size:]
+        return out
+
+    def read1(self) -> bytes:
+        out, self._rest = self._rest, b""
+        return out or self._client.read(CHUNK)
+
+    def unread(self, data: bytes) -> None:
+        self._rest = data + self._rest
+
+
+def _packet(stream: IO[bytes] | _Input) -> _Packet | None:
+    """The next pkt-line; None at the end. _NotPackets, with what was read, where it is none."""
+    length = _exactly(stream, 4)
+    if not length:
+        return None
+    try:
+        size = int(length, 16)
+    except ValueError:
+        raise _NotPackets(length) from None
+    if size < 4:  # flush, delimiter, end of a response
+        return _Packet(length, size == 0)
+    return _Packet(length + _exactly(stream, size - 4), False)
+
+
+class _NotPackets(Exception):
+    def __init__(self, read: bytes) -> None:
+        super().__init__("these are no pkt-lines")
+        self.read = read
+
+
+def _exactly(stream: IO[bytes] | _Input, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
+
+
+def _request(client: _Input) -> Iterator[bytes]:
+    """The pkt-lines of one request, with the flush that ends it."""
+    while packet := _packet(client):
+        yield packet.raw
+        if packet.flush:
+            return
+
+
+def _without_listings(client: _Input, answer: Callable[[bytes], None]) -> Iterator[bytes]:
+    """What the client sends, but for its ls-refs, each of which goes to `answer` whole. Ends with the pkt-lines."""
+    try:
+        while first := _packet(client):
+            if first.raw[4:].rstrip(b"\n") != b"command=ls-refs":
+                yield first.raw
+                while not first.flush and (first := _packet(client)):
+                    yield first.raw
+                continue
+            request = first.raw
+            for raw in _request(client):
+                request += raw
+                if len(request) > MOST_REQUEST:
+                    return
+            answer(request)
+    except _NotPackets as error:
+        client.unread(error.read)
+
+
+def _advertisement(output: IO[bytes]) -> bytes:
+    """Git's list of refs, up to the flush that ends it."""
+    parts = []
+    try:
+        while packet := _packet(output):
+            parts.append(packet.raw)
+            if packet.flush:
+                break
+    except _NotPackets as error:
+        parts.append(error.read)
+    return b"".join(parts)
+
+
+def _archive_begins(output: IO[bytes]) -> bytes:
+    """ "ACK", a flush, and the first piece: by then Git has read the ref that the client named."""
+    begin = _advertisement(output)
+    with suppress(_NotPackets):
+        if packet := _packet(output):
+            begin += packet.raw
+    return begin
