@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -28,6 +29,8 @@ _DERIVED = (
 
 _SAMPLE = [f"{number:x}7" for number in range(16)]
 """16 of the 256 folders of loose objects. Git's own estimate looks at one, and so sees 256 or none."""
+
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 ROUNDS = 20
 """How often a view of an object store is begun again because files went away while it was made."""
@@ -126,18 +129,25 @@ class Objects(Disk):
 
         What refs reached before this began is all there, and stays: pushes, repacks and prunes do not disturb who
         works with it. Files derived from objects (multi-pack-index, commit-graph) are left out. Until it is left,
-        the disk keeps the space of packs that are removed meanwhile. OSError where the disk has no hard links.
+        the disk keeps the space of packs that are removed meanwhile. Where files cannot be linked (repositories/ is a
+        disk of its own), the objects are the replica's own, and a repack may disturb.
         """
         head = refs[HEAD].removeprefix("ref: ")
         with self._git_directory(repository, head, {k: v for k, v in refs.items() if k != HEAD}) as folder:
             source, target = self.objects(repository.id), folder / "objects"
-            for _ in range(ROUNDS):
-                if _link_objects(source, target):
-                    break
-            _copy_alternates(source, target)
+            env = {"GIT_DIR": str(folder)}
             with suppress(OSError):
                 (folder / "shallow").write_bytes((self.path(repository.id) / "shallow").read_bytes())
-            yield {"GIT_DIR": str(folder)}
+            try:
+                for _ in range(ROUNDS):
+                    if _link_objects(source, target):
+                        break
+                _copy_alternates(source, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                env["GIT_OBJECT_DIRECTORY"] = str(source)
+            yield env
 
     @contextmanager
     def _git_directory(self, repository: Repository, head: str, refs: Mapping[str, str]) -> Iterator[Path]:

@@ -108,7 +108,7 @@ def _replica(snapshot: Snapshot, replica: Replica, *, locked: bool) -> Document:
         "behind": snapshot.repository.version - (replica.version or 0),
         "checksum": str(replica.position.checksum) if replica.position else None,
         "state": replica_state(snapshot, replica, locked=locked),
-        "reason": replica.quarantined or _beyond(replica),
+        "reason": replica.quarantined or _beyond(snapshot, replica),
         "is_writing": intent is not None,
         "writer": intent.actor if intent else None,
         "writing_since": timestamp(intent.at) if intent else None,
@@ -194,12 +194,12 @@ def _lost(snapshot: Snapshot) -> str | None:
     return (f"{lacks}: " if lacks else "") + ", ".join(words) if words else None
 
 
-def _beyond(replica: Replica) -> str | None:
-    return (
-        f"its disk is at version {replica.marker}, which the database does not know"
-        if replica.knows_more
-        else None
-    )
+def _beyond(snapshot: Snapshot, replica: Replica) -> str | None:
+    if not replica.knows_more or replica.marker is None:
+        return None
+    if replica.marker > snapshot.repository.version:
+        return f"its disk is at version {replica.marker}, which the database does not know"
+    return f"its disk is at another version {replica.marker} than the database's"
 
 
 def numbers(versions: Sequence[int]) -> str:

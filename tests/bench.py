@@ -199,6 +199,45 @@ class Bench:
         self.compare("clone of 200 MB", 1.05, clone(ours), clone(theirs), rounds=min(7, self.rounds))
         shutil.rmtree(target, ignore_errors=True)
 
+    def clone_after_many_pushes(self) -> None:
+        """Both sides are ours: what came in 1,000 pushes of 4 clients, and the same content that came in one."""
+        many, _, work = self._pair("pieces", min_copies=2)
+        for number in range(200):
+            (work / f"file-{number}").write_bytes(os.urandom(2000))
+        self.cluster.commit(work, "something to clone", note="base")
+        self.cluster.ok("push", "-q", many, "HEAD:refs/heads/main", cwd=work)
+
+        def push(client: int) -> None:
+            mine = self.cluster.directory / f"pieces-{client}"
+            self.cluster.ok("clone", "-q", many, str(mine))
+            for number in range(250):
+                self.cluster.commit(mine, f"{client} {number}", note=f"{client} {number}")
+                self.cluster.ok("push", "-q", many, f"HEAD:refs/heads/client-{client}", cwd=mine)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(push, range(4)))
+        self.cluster.create("whole", min_copies=2)
+        mirror, target = self.cluster.directory / "pieces.git", self.cluster.directory / "cloned"
+        self.cluster.ok("clone", "-q", "--mirror", many, str(mirror))
+        self.cluster.ok("push", "-q", "--mirror", self.cluster.url("a", "whole"), cwd=mirror)
+        self.cluster.converge("whole")
+
+        def clone(url: str) -> Run:
+            def run() -> None:
+                shutil.rmtree(target, ignore_errors=True)
+                self.cluster.ok("clone", "-q", "--bare", url, str(target))
+
+            return run
+
+        for device, what in (("a", "where they came"), ("b", "on a peer")):
+            self.compare(
+                f"clone after 1,000 pushes/after 1, {what}",
+                1.10,
+                clone(self.cluster.url(device, "pieces")),
+                clone(self.cluster.url(device, "whole")),
+            )
+        shutil.rmtree(target, ignore_errors=True)
+
     def paused_pusher(self) -> None:
         """8 pushers to 8 branches; the other side is the same without anybody paused half-way."""
         ours, _, work = self._pair("paused", min_copies=1)
@@ -290,7 +329,14 @@ def main() -> None:
             f"{platform.machine()}, {os.cpu_count()} cores; ratios ours/plain: minimum, median, maximum",
             flush=True,
         )
-        for row in (bench.ls_remote, bench.many_ls_remotes, bench.push, bench.clone, bench.paused_pusher):
+        for row in (
+            bench.ls_remote,
+            bench.many_ls_remotes,
+            bench.push,
+            bench.clone,
+            bench.clone_after_many_pushes,
+            bench.paused_pusher,
+        ):
             if options.only in row.__name__:
                 row()
         if options.json:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +179,37 @@ def test_a_bad_copy_is_named_exactly_and_made_anew(damage: Callable[[Cluster], s
     again = pair.admin("verify", "team/app")
     assert again.out.count(", verified") == 2, again.out
     works_everywhere(pair, "b")
+
+
+def test_a_bad_copy_of_a_sha256_repository(make_cluster: MakeCluster) -> None:
+    cluster = devices(make_cluster)
+    cluster.db.delete_repository("team/app")
+    cluster.create("team/app", object_format="sha256")
+    cluster.ok("init", "--quiet", "-b", "main", "--object-format=sha256", str(work(cluster)))
+    cluster.commit(work(cluster), "second")
+    cluster.ok("push", "--quiet", cluster.url("a"), "main", cwd=work(cluster))
+    cluster.converge()
+    expected = missing_blob(cluster)
+    found = cluster.admin("verify", "team/app")
+    assert found.code == 0 and expected in found.out and ", verified" in found.out, found.text
+    assert not trash(cluster, "b")
+    works_everywhere(cluster, "b")
+
+
+def test_a_device_whose_disk_has_no_hard_links_to_its_repositories(pair: Cluster) -> None:
+    """The folder for views of them is on another disk: verified all the same."""
+    run = pair.devices["b"].data_dir / "run"
+    pair.stop("b")
+    shutil.rmtree(run)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        assert os.stat(elsewhere).st_dev != os.stat(pair.disk("b")).st_dev
+        run.symlink_to(elsewhere)
+        pair.start("b")
+        assert ", verified" in pair.admin("verify", "team/app", "--device", "b").out
+        expected = missing_blob(pair)
+        assert expected in pair.admin("verify", "team/app", "--device", "b").out
+        works_everywhere(pair, "b")
+        pair.stop("b")
 
 
 def test_several_missing_objects_are_counted(pair: Cluster) -> None:

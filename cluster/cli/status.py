@@ -81,7 +81,7 @@ def _tables(document: dict[str, Any], *, detailed: bool) -> list[Table]:
                 show.ago(r["last_synced_at"]),
                 r["writer"],
                 r["attempts"],
-                r["reason"] or r["last_error"],
+                r["reason"] or r["damage"] or r["last_error"],
             ]
             for r in document["repositories"][0]["replicas"]
         ],

@@ -165,7 +165,10 @@ def thaw(
     accept_loss: bool,
     as_json: bool,
 ) -> None:
-    """Resolve an interrupted write, or end a freeze. What is given up stays under refs/cluster/lost/."""
+    """Resolve an interrupted write, end a freeze, or put back versions that the database lost.
+
+    What is given up stays under refs/cluster/lost/.
+    """
     from cluster import operator
     from cluster import thaw as thawing
 

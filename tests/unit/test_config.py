@@ -33,6 +33,9 @@ commit_timeout = 5.5
 fence_after = "500ms"
 heal = "auto"
 
+[reads]
+stale = "allow"
+
 [upkeep]
 verify_every = "30d"
 prune_after = "36h"
@@ -62,6 +65,7 @@ def test_everything(tmp_path: Path) -> None:
         ),
         http=config.HttpSection(config.Address("::1", 8080)),
         writes=config.WritesSection(lock_timeout=120.0, commit_timeout=5.5, fence_after=0.5, heal="auto"),
+        reads=config.ReadsSection(stale="allow"),
         upkeep=config.UpkeepSection(verify_every=30 * 86400.0, prune_after=36 * 3600.0, most_packs=50),
     )
     assert loaded.http
@@ -72,6 +76,7 @@ def test_the_least(tmp_path: Path) -> None:
     loaded = load(tmp_path, '[cluster]\ndatabase = "host=db dbname=cluster"\n')
     assert (loaded.device, loaded.ssh, loaded.http) == (None, None, None)
     assert loaded.writes == config.WritesSection(120.0, 300.0, 30.0, config.DEFAULT_HEAL)
+    assert loaded.reads == config.ReadsSection("refuse")
     assert loaded.upkeep == config.UpkeepSection(7 * 86400.0, 14 * 86400.0, 20)
     assert not loaded.cluster.embedded
 
@@ -146,6 +151,8 @@ def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
         (CLUSTER + "[writes]\nlock_timeout = ['1s']\n", ["not a list"]),
         (CLUSTER + "[writes]\nheal = 'maybe'\n", ['[writes] heal must be "manual" or "auto"', "not 'maybe'"]),
         (CLUSTER + "[writes]\nlock_timeout = '2d'\n", ["24 hours", "not '2d'"]),
+        (CLUSTER + "[reads]\nstale = true\n", ['[reads] stale must be "refuse" or "allow"', "not True"]),
+        (CLUSTER + "[reads]\nfresh = 1\n", ["[reads] fresh is unknown; allowed: stale"]),
         (CLUSTER + "[upkeep]\nverify_every = '367d'\n", ["[upkeep] verify_every must be", '"7d"', "366 days"]),
         (CLUSTER + "[upkeep]\nprune_after = '10m'\n", ["[upkeep] prune_after must be", "at least an hour"]),
         (CLUSTER + "[upkeep]\nmost_packs = 1\n", ["[upkeep] most_packs must be a whole number from 2 to 1000"]),

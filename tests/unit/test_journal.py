@@ -1,4 +1,4 @@
-"""The journal: what is written is read again, what is cut off or left out is seen, and what leads to a marker is found."""
+"""The journal: what is written is read again, what is cut off is absent, and what leads to a marker is found."""
 
 from __future__ import annotations
 
@@ -71,8 +71,19 @@ def test_a_line_that_was_cut_off_is_absent_and_spoils_nothing(file: Path) -> Non
     assert journal.read(file) == entries
 
 
-@pytest.mark.parametrize("spoil", [{"push": "no"}, {"at": "2026-02-03T04:05:06"}, {"refs": [["x"]]}, {"actor": 1},
-                                   {"checksum": "00"}, {"version": "x"}, {"refs": None}, {"refs": [["x", None, "y"]]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"push": "no"},
+        {"at": "2026-02-03T04:05:06"},
+        {"refs": [["x"]]},
+        {"refs": [["x", None, "y"]]},
+        {"refs": None},
+        {"actor": 1},
+        {"checksum": "00"},
+        {"version": "x"},
+    ],
+)
 def test_what_is_no_entry_is_not_taken_for_one(spoil: dict[str, object], file: Path) -> None:
     (entry,) = pushes(*moves(1))
     values = journal.as_json(entry)

@@ -65,10 +65,8 @@ def test_nothing_is_ahead() -> None:
 
 
 def test_the_newest_disk_is_the_source_and_the_others_follow() -> None:
-    found = plan(
-        repository(2),
-        survey(told("a", LOG[2:4]), told("b", LOG[2:]), told("c", LOG[2:], exact=False), agree="d", silent={"e": "offline"}),
-    )  # fmt: skip
+    ahead = told("a", LOG[2:4]), told("b", LOG[2:]), told("c", LOG[2:], exact=False)
+    found = plan(repository(2), survey(*ahead, agree="d", silent={"e": "offline"}))
     assert found is not None
     assert found.entries == tuple(LOG[2:]) and found.device == "b"
     assert found.current == ("b",) and found.later == ("a", "c", "d")

@@ -47,6 +47,8 @@ class R:
     content: int | None = None
     error: str | None = None
     damage: str | None = None
+    marker: tuple[int, str] | None = None
+    demoted: bool = False
 
 
 def device(name: str, state: str) -> Device:
@@ -77,6 +79,9 @@ def snapshot(*rows: R, version: int = 3, min_copies: int = 2, frozen: str | None
             last_error=row.error,
             next_try_at=None,
             damage=row.damage,
+            demoted=row.demoted,
+            marker=row.marker and row.marker[0],
+            marker_checksum=row.marker and row.marker[1],
         )
         for name, row in zip("abcdefghi", rows, strict=False)
     )
@@ -191,6 +196,53 @@ def test_damage_is_told_with_what_ends_it() -> None:
     assert entry["replicas"][0]["state"] == "current"
 
 
+@pytest.mark.parametrize(
+    ("markers", "lost"),
+    [
+        ([(4, "x")], "it lacks version 4: a holds version 4"),
+        ([(5, "x"), None, (5, "x")], "it lacks versions 4 and 5: a and c hold version 5"),
+        (
+            [(4, "x"), (7, "y"), (7, "y")],
+            "it lacks versions 4 to 7: b and c hold version 7, a holds version 4",
+        ),
+        ([(3, "x")], "a holds a version 3 of its own"),
+        (
+            [(4, "x"), (4, "y")],
+            "it lacks version 4: a holds a version 4 of its own, b holds a version 4 of its own",
+        ),
+        (
+            [(2, "x"), (2, "x"), (4, "z")],
+            "it lacks version 4: c holds version 4, a and b hold a version 2 of their own",
+        ),
+    ],
+)
+def test_a_database_that_lacks_versions(markers: list[tuple[int, str] | None], lost: str) -> None:
+    """G7: which versions, and which devices have them; a copy that is ahead serves nothing, so it is frozen, too."""
+    rows = [R(marker=marker) for marker in markers]
+    entry = status.repository(snapshot(*rows, frozen="the database is older than the disks"), locked=False)
+    assert entry["state"] == "frozen"
+    assert entry["reason"] == (
+        f"frozen since 2026-02-03 04:05:06Z: the database is older than the disks; {lost}; "
+        "see what would be put back: `git-cluster thaw team/app --dry-run`"
+    )
+    for marker, shown in zip(markers, entry["replicas"], strict=True):
+        assert shown["state"] == ("frozen" if marker else "current")
+        assert shown["disk_version"] == (marker and marker[0])
+        if marker is None:
+            assert shown["reason"] is None
+        elif marker[0] > 3:
+            assert shown["reason"] == f"its disk is at version {marker[0]}, which the database does not know"
+        else:
+            assert shown["reason"] == f"its disk is at another version {marker[0]} than the database's"
+
+
+def test_what_was_given_up_is_not_lacked() -> None:
+    given_up = R(quarantined="demoted by an administrator", demoted=True, marker=(5, "x"))
+    entry = status.repository(snapshot(given_up, OK), locked=False)
+    assert entry["state"] == "degraded" and "lacks" not in entry["reason"]
+    assert [shown["disk_version"] for shown in entry["replicas"]] == [None, None]
+
+
 def test_the_document_has_exactly_these_keys() -> None:
     """design.md section 8, and `reason`, which is for people."""
     subject = snapshot(WRITES, R(1, error="connection refused"))
@@ -218,13 +270,14 @@ def test_the_document_has_exactly_these_keys() -> None:
                         "reason": None, "is_writing": True, "writer": "ann",
                         "writing_since": "2026-02-03T04:05:06+00:00",
                         "last_synced_at": "2026-02-03T04:05:06+00:00", "attempts": 0, "last_error": None,
-                        "verified_at": None, "damage": None,
+                        "verified_at": None, "damage": None, "disk_version": None,
                     },
                     {
                         "device": "b", "version": 1, "behind": 2, "checksum": str(position(1).checksum),
                         "state": "behind", "reason": None, "is_writing": False, "writer": None,
                         "writing_since": None, "last_synced_at": "2026-02-03T04:05:06+00:00",
                         "attempts": 4, "last_error": "connection refused", "verified_at": None, "damage": None,
+                        "disk_version": None,
                     },
                 ],
             }
