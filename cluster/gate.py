@@ -33,7 +33,7 @@ from cluster import git
 from cluster.client import Client
 from cluster.db import Connection
 from cluster.disk import ReplicaLock
-from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused, ReplicaUnfit
+from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused, ReplicaUnfit, WriteConflict
 from cluster.faults import Step
 from cluster.heal import met
 from cluster.logs import fields
@@ -254,7 +254,9 @@ class Write:
     ) -> None:
         self._node, self._repository, self._request = node, repository, request
         self._connection, self._lock = connection, lock
+        self._session = connection.info.backend_pid
         self._intent: Intent | None = None
+        self._doubtful = False
         self._base: Position | None = None
         self._begun = False
 
@@ -323,7 +325,9 @@ class Write:
             at=datetime.now(UTC),
             refs=tuple(updates),
         )
+        self._doubtful = True
         node.db.intend(self._connection, self._repository.id, node.name, self._base, self._intent)
+        self._doubtful = False
 
     def begins(self) -> None:
         """Git may move refs from now on: from here on the intent is not withdrawn just because something failed."""
@@ -369,7 +373,7 @@ class Write:
         checksum = updated(base.checksum, moved)
         deadline = time.monotonic() + node.writes.commit_timeout
         connection: Connection | None = self._connection
-        pause, told = 0.05, False
+        pause, told, void = 0.05, False, False
         while True:
             try:
                 if connection is None and (position := node.db.committed(repository.id, intent.push_id)):
@@ -379,6 +383,11 @@ class Write:
                     repository.id, node.name, base, checksum, intent, moved, connection=connection
                 )
                 break
+            except WriteConflict:
+                # By an earlier try of our own, perhaps: where only its connection was cut, PostgreSQL goes on with it.
+                if void:
+                    raise
+                connection, void = None, True
             except DatabaseUnavailable as error:
                 if time.monotonic() > deadline:
                     raise DatabaseUnavailable(
@@ -416,21 +425,28 @@ class Write:
             _log.exception("the marker of %s could not be written", self._repository.name)
 
     def withdraw(self, patience: float | None = None) -> None:
-        """Clear the intent of a write that moved nothing; tries for `patience` seconds, then leaves it (G6)."""
+        """Clear the intent of a write that moved nothing; tries for `patience` seconds, then leaves it (G6).
+
+        Where it is not known whether it was written, because its connection was cut, PostgreSQL may still be about to:
+        that session has to have ended before there is nothing to clear.
+        """
         if self._intent is None:
             return
         deadline, pause = time.monotonic() + (patience or self._node.writes.commit_timeout), 0.05
+        token = self._intent.token
         while True:
             try:
-                self._node.db.clear_intent(self._repository.id, self._intent.token)
+                cleared = self._node.db.clear_intent(self._repository.id, token)
+                if cleared or not self._doubtful or not self._node.db.end_session(self._session):
+                    self._intent = None
+                    return
+                if time.monotonic() > deadline:
+                    raise DatabaseUnavailable("it cannot be told whether this push's intent was written")
             except DatabaseUnavailable:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            else:
-                self._intent = None
-                return
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
 
     def close(self) -> None:
         """Leave nothing behind but what must stay: an intent under which refs may have moved."""

@@ -12,7 +12,7 @@
 
 A repository may never be without a push, and a client may pause in one for as long as it likes. What nothing was
 written to for a day goes without the objects lock. Administrators' own Git holds no lock of ours: what is
-younger than ten minutes stays in any case.
+younger than a minute stays in any case.
 
 Objects that are complete are no leftovers, whether a ref reaches them or not: cluster/maintenance.py drops those.
 """
@@ -31,7 +31,7 @@ from cluster.store import NEW, Store
 
 _log = logging.getLogger(__name__)
 
-YOUNG = 600.0
+YOUNG = 60.0
 """Seconds for which a file may be a person's, who runs Git here by hand."""
 
 OLD = 24 * 3600.0

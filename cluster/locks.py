@@ -121,7 +121,7 @@ class _Waiting:
         holder = self._holder()
         if waited >= self._timeout:
             raise LockTimeout(
-                f"gave up after waiting {self._timeout:g} s for the write lock: {holder}",
+                f"gave up after waiting {round(self._timeout, 1):g} s for the write lock: {holder}",
                 hint="push again later",
             )
         if waited >= QUIET and holder != self._told:

@@ -46,5 +46,5 @@ def to_stream(stream: TextIO = sys.stderr, level: str = "INFO") -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Logfmt())
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for name in ("paramiko", "psycopg", "psycopg.pool"):
+    for name in ("paramiko", "psycopg"):
         logging.getLogger(name).setLevel(logging.ERROR)

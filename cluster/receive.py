@@ -34,6 +34,8 @@ from cluster.outbox import Outbox
 from cluster.report import Commands, Report, frame, packets, read_some
 
 CHUNK = 65536
+MOST_COMPLAINT = 16384
+"""Bytes of Git's last words that are kept."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +88,6 @@ class Receiving:
         self._repository, self._device = repository, environment["GIT_CLUSTER_DEVICE"]
         self._complained = False
         self.complaint = b""
-        self._disk: DiskFailed | None = None
         self._failed: str | None = None
         self._released = False
         self._advertised = False
@@ -238,12 +239,8 @@ class Receiving:
         for thread in self._threads[2:]:
             thread.join()
         code = self._process.wait()
-        if not self._report.unpack_failed:
-            self.complaint = b""
-        if self._complained or self._report.unpack_failed:
-            self._disk = self._disk or failing.of_folder(self._repository)
-        if self._disk is not None:
-            error = self._disk.on(self._device)
+        if (disk := self._disk_failed()) is not None:
+            error = disk.on(self._device)
             _log.error("a push failed: %s", error.what)
             self._client.say(error.what)
         whys = [self._failed] if self._failed is not None else list(dict.fromkeys(self._reasons.values()))
@@ -252,6 +249,16 @@ class Receiving:
             self._client.say(why)
         self._client.flush()
         return 1 if (self._failed is not None or unheard) and code == 0 else code
+
+    def _disk_failed(self) -> DiskFailed | None:
+        """What Git's complaints come of, where that is the disk. None: of something else, or there are none."""
+        said = failing.of_words(self.complaint)
+        if not self._report.unpack_failed:
+            self.complaint = b""
+            if not self._complained:
+                return None
+        # Of a disk that is not writable it may be a hook that speaks, and of other files.
+        return said if said and said.how == failing.FULL else failing.of_folder(self._repository)
 
     def say(self, line: str) -> None:
         """One line for the pusher, wherever their Git is looking for it now."""
@@ -323,13 +330,9 @@ class Receiving:
             self._client.write_error(self._heard_from_git(data))
 
     def _heard_from_git(self, words: bytes) -> bytes:
-        """Git's words for the person, without this server's path; noted is what they say of the disk."""
-        if b"error: " in words or b"fatal: " in words:
-            self._complained = True
-            self.complaint = (self.complaint + words)[-CHUNK:]
-            said = failing.of_words(words)
-            # Of the others it may be a hook that speaks, and of other files.
-            self._disk = said if said and said.how == failing.FULL else self._disk
+        """Git's words for the person, without this server's path; the last of them are kept."""
+        self.complaint = (self.complaint + words)[-MOST_COMPLAINT:]
+        self._complained |= b"error: " in words or b"fatal: " in words
         return words.replace(os.fsencode(self._repository) + b"/", b"")
 
     def _release(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from cluster import git
+from cluster import failing, git
 from cluster.disk import Disk
 from cluster.errors import GitFailed, ReplicaUnfit
 from cluster.model import HEAD, Checksum, RefUpdate
@@ -244,14 +244,20 @@ class Refs(Disk):
                 lines.append(f"delete {update.ref} {update.old}\n")
             else:
                 lines.append(f"update {update.ref} {update.new} {update.old}\n")
-        git.run(
-            ["update-ref", "--no-deref", "--stdin"],
-            git_dir=self.path(repository_id),
-            data="".join(lines).encode("utf-8", "surrogateescape"),
-            # No hooks: a hook judges a push where it is pushed to, nowhere else.
-            config={**git.DURABLE, "core.hooksPath": os.devnull},
-            pass_fds=self.inherits(repository_id, "write"),
-        )
+        path = self.path(repository_id)
+        try:
+            git.run(
+                ["update-ref", "--no-deref", "--stdin"],
+                git_dir=path,
+                data="".join(lines).encode("utf-8", "surrogateescape"),
+                # No hooks: a hook judges a push where it is pushed to, nowhere else.
+                config={**git.DURABLE, "core.hooksPath": os.devnull},
+                pass_fds=self.inherits(repository_id, "write"),
+            )
+        except GitFailed as error:
+            if disk := failing.of_folder(path):
+                raise disk from error
+            raise
 
     def keep_lost(self, repository_id: int, given_up: Iterable[tuple[str, str]]) -> list[str]:
         """Keep (ref, object id) pairs that are about to be given up under refs/cluster/lost/ (guarantee G8).

@@ -164,9 +164,10 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
         plan = _changes_since(node, snapshot, mine.position)
         if plan is not None:
             return plan
-    if mine.position is not None and not mine.quarantined and mine.version:
+    differs = mine.position is not None and disk != mine.position.checksum
+    if differs and not mine.quarantined and mine.version:
         _distrust(node, snapshot, f"its refs are not those of version {mine.version}")
-    if mine.quarantined or mine.version:
+    if mine.quarantined or (differs and mine.version):
         say(f"rebuilding this device's copy: {mine.quarantined or 'its refs are not what they should be'}")
     return _everything(node, snapshot, mine)
 

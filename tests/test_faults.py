@@ -164,7 +164,7 @@ def test_a_device_that_is_paused_at(step: Step, pair: Cluster) -> None:
     polite(pair, said)
     assert pushing.returncode == 0, said
     if step in INTENT_LEFT:
-        assert reading.communicate(timeout=30)[0].split("\t")[0] == new
+        assert f"{new}\trefs/heads/main" in reading.communicate(timeout=30)[0]
     assert pair.version() == 2
     assert shown(pair, "a") == shown(pair, "b") == {new}
     pair.stop("a")

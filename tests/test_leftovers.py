@@ -103,7 +103,7 @@ def test_what_nobody_uses_goes(store: Store) -> None:
 
 def test_what_may_be_a_persons_stays(store: Store) -> None:
     """Who runs Git here by hand holds no lock of ours."""
-    left = leave(store, age=leftovers.YOUNG - 60)
+    left = leave(store, age=leftovers.YOUNG / 2)
     assert not leftovers.clean(store, ID, thorough=True)
     assert all(path.exists() for path in left.values())
 

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from cluster import embedded
+from cluster.model import EventKind
 from tests.breaking import (
     HeldHook,
     acknowledged,
@@ -467,6 +468,9 @@ def test_8_a_lock_file_stops_no_sync(make_cluster: Make) -> None:
     cluster.wait(synced, "b has all three, and nobody has removed anything")
     cluster.converge()
     assert shown(cluster, "b") == {new}
+    assert not [
+        e for e in cluster.db.events(cluster.snapshot().repository.id) if e.kind is EventKind.QUARANTINE
+    ]
     works_everywhere(cluster, "b")
 
 

@@ -16,7 +16,7 @@ import psycopg
 from cluster.db.connections import CHANNEL, WRITE_LOCK_CLASS, Connections, translated
 from cluster.db.rows import Row
 from cluster.db.schema import Connection
-from cluster.errors import WriteConflict
+from cluster.errors import DatabaseUnavailable, WriteConflict
 from cluster.model import (
     Checksum,
     Intent,
@@ -87,6 +87,21 @@ class Writes(Connections):
         )
         return _lock_holder(rows[0]) if rows else None
 
+    def end_session(self, pid: int) -> bool:
+        """End the session of a write's connection that was cut, if PostgreSQL still works for it; whether it did."""
+        try:
+            return bool(
+                self._write(
+                    """select pg_terminate_backend(pid) from pg_stat_activity
+                        where pid = %(pid)s and application_name like 'git-cluster write %%'""",
+                    {"pid": pid},
+                )
+            )
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                return True
+            raise
+
     def break_write_lock(self, repository_id: int, device: str, silent_for: float) -> bool:
         """End the database session of a device that holds the write lock and has been silent for so many seconds.
 
@@ -112,8 +127,10 @@ class Writes(Connections):
                     "silent": silent_for,
                 },
             )
-        except psycopg.errors.InsufficientPrivilege:
-            return False  # devices that share no database user cannot do this for one another
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                return False  # devices that share no database user cannot do this for one another
+            raise
         return bool(rows)
 
     def write_locks(self) -> dict[int, LockHolder]:

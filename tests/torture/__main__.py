@@ -28,7 +28,7 @@ def main() -> int:
         "--network", choices=["namespaces", "proxies"], default="", help="default: the best here"
     )
     parser.add_argument(
-        "--keep", action="store_true", help="leave the cluster's files, and say where they are"
+        "--keep", action="store_true", help="leave the cluster's files and the story, as after a violation"
     )
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
@@ -46,17 +46,18 @@ def main() -> int:
         print(f"{time.monotonic() - began:7.1f} s  {line}", flush=True)
 
     say(f"seed {seed}: {options.operations} operations, {len(plan.blows)} faults")
-    directory = Path(tempfile.mkdtemp(prefix="torture-"))
+    directory, good = Path(tempfile.mkdtemp(prefix="torture-")), False
     try:
         result = torture(directory, plan, kind=options.network, hands=options.hands, say=say)
         (directory / "story.txt").write_text(f"{result.story()}\n")
+        good = not result.violations and not result.thaws
     finally:
-        if options.keep:
+        if options.keep or not good:
             say(f"files: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
     print(result.report())
-    return 1 if result.violations or result.thaws else 0
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -153,9 +153,15 @@ def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
         (CLUSTER + "[writes]\nlock_timeout = '2d'\n", ["24 hours", "not '2d'"]),
         (CLUSTER + "[reads]\nstale = true\n", ['[reads] stale must be "refuse" or "allow"', "not True"]),
         (CLUSTER + "[reads]\nfresh = 1\n", ["[reads] fresh is unknown; allowed: stale"]),
-        (CLUSTER + "[upkeep]\nverify_every = '367d'\n", ["[upkeep] verify_every must be", '"7d"', "366 days"]),
+        (
+            CLUSTER + "[upkeep]\nverify_every = '367d'\n",
+            ["[upkeep] verify_every must be", '"7d"', "366 days"],
+        ),
         (CLUSTER + "[upkeep]\nprune_after = '10m'\n", ["[upkeep] prune_after must be", "at least an hour"]),
-        (CLUSTER + "[upkeep]\nmost_packs = 1\n", ["[upkeep] most_packs must be a whole number from 2 to 1000"]),
+        (
+            CLUSTER + "[upkeep]\nmost_packs = 1\n",
+            ["[upkeep] most_packs must be a whole number from 2 to 1000"],
+        ),
         (CLUSTER + "[upkeep]\nmost_packs = true\n", ["most_packs", "not True"]),
         (CLUSTER + "[upkeep]\nverify = 1\n", ["[upkeep] verify is unknown", "mean verify_every?"]),
         (CLUSTER + "[http]\n", ["[http] listen is missing"]),
