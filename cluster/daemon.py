@@ -31,7 +31,7 @@ from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
 from cluster.faults import Faults
 from cluster.keyfiles import load_key
-from cluster.model import Actor, ActorKind, DeviceMode, Request
+from cluster.model import Actor, ActorKind, Device, DeviceMode, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
 from cluster.peer import Peers
@@ -120,6 +120,8 @@ def run(config: Config) -> NoReturn:
     alone = _alone(node.store.root)
     stop, signals = Event(), _signals()
     leftovers.clean_at_start(node.store)
+    if ended := node.db.end_sessions_of(node.name):
+        _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
     server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node, config.cluster.name))
     host, port = server.start()
@@ -285,9 +287,10 @@ class Keeper:
             self._node.db.heartbeat(self._node.name, stopped=True)
 
     def _beat(self) -> None:
+        gap = min(Device.OFFLINE_AFTER, max(3 * HEARTBEAT, self._node.writes.fence_after))
         while not self._stop.wait(HEARTBEAT):
             try:
-                self._node.db.heartbeat(self._node.name)
+                self._node.db.heartbeat(self._node.name, gap=gap)
             except DatabaseUnavailable as error:
                 self._warn(f"no heartbeat: {error.what}")
             except Exception:

@@ -41,7 +41,7 @@ from cluster.versions import stage_peers
 _log = logging.getLogger(__name__)
 
 CHUNK = 65536
-SILENCE = 15.0
+SILENCE = 8.0
 """Seconds without a sign of life after which a keeper is given up: it says "working" every 2 s."""
 
 LOCAL_WRITE_WAIT = 5.0

@@ -130,8 +130,13 @@ def sources(snapshot: Snapshot, device: str) -> list[Replica]:
     return sorted(others, key=lambda r: (not r.device.online, r.device.silent_for or 0.0, r.device.name))
 
 
+HEARD = 4.0
+"""Seconds of silence in which one heartbeat (every 2 s) may be late, and not two."""
+
+
 def stage_peers(snapshot: Snapshot, device: str) -> list[Replica]:
-    """The devices that may hold a second copy of a push to `device`, best first: current before behind."""
+    """The devices that may hold a second copy of a push to `device`, best first: those just heard of (one that misses
+    its heartbeat may be cut off, and would be waited for), current before behind."""
     others = [
         replica
         for replica in snapshot.replicas
@@ -140,7 +145,15 @@ def stage_peers(snapshot: Snapshot, device: str) -> list[Replica]:
         and replica.device.online
     ]
     newest = snapshot.repository.version
-    return sorted(others, key=lambda r: (newest - (r.version or 0), bool(r.quarantined), r.device.name))
+    return sorted(
+        others,
+        key=lambda r: (
+            (r.device.silent_for or 0.0) > HEARD,
+            newest - (r.version or 0),
+            bool(r.quarantined),
+            r.device.name,
+        ),
+    )
 
 
 # --------------------------------------------------------------------------------------- interrupted writes

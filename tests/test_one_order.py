@@ -190,3 +190,20 @@ def test_g3_a_claim_that_was_given_up_is_not_committed(claims: tuple[Database, i
         commit(db, id, "a", base, claim)
     mine = db.snapshot_of(id).of("a")
     assert mine is not None and mine.version == 0 and mine.demoted
+
+
+def test_after_an_outage_nobody_is_silent_yet(claims: tuple[Database, int, Position]) -> None:
+    """The database was away for 40 s, so nobody's heartbeat came: b fences nobody before it has watched them anew."""
+    db, id, base = claims
+    intend(db, id, "a", base, intent())
+    with psycopg.connect(db.url) as connection:
+        connection.execute(
+            """update device set stopped = false, last_seen_at = now() - interval '40 s',
+                      up_since = now() - interval '1 h'"""
+        )
+    assert db.interrupted("b", 30.0) == ([], [])
+    db.heartbeat("b")
+    assert db.interrupted("b", 30.0) == ([], [])
+    with psycopg.connect(db.url) as connection:
+        connection.execute("update device set up_since = now() - interval '31 s' where name = 'b'")
+    assert db.interrupted("b", 30.0) == ([], [id])

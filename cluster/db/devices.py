@@ -81,14 +81,14 @@ class Devices(Connections):
         if not removed:
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
 
-    def heartbeat(self, device: str, *, stopped: bool = False) -> None:
-        """Say that a device is alive. After a gap it counts as up from now on: while it, or this database, was away,
-        it could not see the others' heartbeats either, so it has to watch them anew before it fences one."""
+    def heartbeat(self, device: str, *, stopped: bool = False, gap: float = Device.OFFLINE_AFTER) -> None:
+        """Say that a device is alive. After a gap of so many seconds it counts as up from now on: while it, or this
+        database, was away, it could not see the others' heartbeats either, so it watches them anew before it fences."""
         self._write(
             """update device set last_seen_at = now(), stopped = %(stopped)s,
                       up_since = case when stopped or last_seen_at is null or up_since is null
                                         or last_seen_at < now() - make_interval(secs => %(gap)s)
                                       then now() else up_since end
                 where name = %(device)s""",
-            {"device": device, "stopped": stopped, "gap": Device.OFFLINE_AFTER},
+            {"device": device, "stopped": stopped, "gap": gap},
         )

@@ -178,6 +178,7 @@ class Replicas(Connections):
                  join device me on me.name = %(device)s
                 where r.intent_token is not null and (o.id = me.id or (
                       (o.last_seen_at is null or o.last_seen_at < now() - make_interval(secs => %(silent)s))
+                      and me.last_seen_at > now() - interval '5 s'
                       and me.up_since < now() - make_interval(secs => %(silent)s)
                       and exists (select from replica m
                                    where m.repository_id = r.repository_id and m.device_id = me.id

@@ -102,6 +102,26 @@ class Writes(Connections):
                 return True
             raise
 
+    def end_sessions_of(self, device: str) -> int:
+        """End the sessions in which a former process of `device` holds or awaits write locks; how many there were.
+
+        Of a machine that lost its power PostgreSQL does not know that it is gone, nor may others break its locks once
+        it is back. Only for a daemon that knows that it is the only one.
+        """
+        try:
+            return len(
+                self._write(
+                    """select pg_terminate_backend(pid) from pg_stat_activity
+                        where datname = current_database() and application_name like 'git-cluster write %%'
+                          and split_part(application_name, ' ', 4) = %(device)s""",
+                    {"device": device},
+                )
+            )
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                return 0
+            raise
+
     def break_write_lock(self, repository_id: int, device: str, silent_for: float) -> bool:
         """End the database session of a device that holds the write lock and has been silent for so many seconds.
 
@@ -119,6 +139,7 @@ class Writes(Connections):
                       and l.database = (select oid from pg_database where datname = current_database())
                       and a.application_name like 'git-cluster write %%' and d.id <> me.id
                       and (d.last_seen_at is null or d.last_seen_at < now() - make_interval(secs => %(silent)s))
+                      and me.last_seen_at > now() - interval '5 s'
                       and me.up_since < now() - make_interval(secs => %(silent)s)""",
                 {
                     "class": WRITE_LOCK_CLASS,

@@ -237,8 +237,9 @@ def test_copies_go_to_enabled_devices_that_are_up_current_first() -> None:
         replica("e", at(3), silent_for=60.0),
         replica("f", at(3), quarantined="damaged"),
         replica("g", at(3)),
+        replica("h", at(3), silent_for=6.0),
     )
-    assert [r.device.name for r in stage_peers(now, "a")] == ["g", "f", "b", "c"]
+    assert [r.device.name for r in stage_peers(now, "a")] == ["g", "f", "b", "c", "h"]
 
 
 @pytest.mark.parametrize("others, newest", [
