@@ -97,15 +97,19 @@ class _Upload:
 
     def _run(self) -> int:
         if self._service is Service.UPLOAD_ARCHIVE:
-            return self._carry(*self._begun(b"".join(_request(self._input)), _archive_begins))
+            said, whole = _whole_request(self._input)
+            return self._carry(*self._begun(said, _archive_begins, more=whole))
         if not self._v2:
             return self._carry(*self._begun(b"", _advertisement))
         return self._carry(self._start(), b"")
 
     def _begun(
-        self, said: bytes, prefix: Callable[[IO[bytes]], bytes]
+        self, said: bytes, prefix: Callable[[IO[bytes]], bytes], *, more: bool = True
     ) -> tuple[subprocess.Popen[bytes], bytes]:
-        """A Git process that was told `said`, and the beginning of its answer: that one lists refs."""
+        """A Git process that was told `said`, and the beginning of its answer: that one lists refs.
+
+        more: there may be more to tell it; else Git is not to wait for it.
+        """
         processes: list[subprocess.Popen[bytes]] = []
 
         def produce() -> bytes:
@@ -116,6 +120,8 @@ class _Upload:
             assert process.stdin is not None and process.stdout is not None
             with suppress(BrokenPipeError):
                 process.stdin.write(said)
+                if not more:
+                    process.stdin.close()
             return prefix(process.stdout)
 
         try:
@@ -274,6 +280,21 @@ def _request(client: _Input) -> Iterator[bytes]:
         yield packet.raw
         if packet.flush:
             return
+
+
+def _whole_request(client: _Input) -> tuple[bytes, bool]:
+    """One request, and whether it is one: with the flush that ends it, and of a size to be kept."""
+    said = b""
+    try:
+        while packet := _packet(client):
+            said += packet.raw
+            if packet.flush:
+                return said, True
+            if len(said) > MOST_REQUEST:
+                break
+    except _NotPackets as error:
+        said += error.read
+    return said, False
 
 
 def _without_listings(client: _Input, answer: Callable[[bytes], None]) -> Iterator[bytes]:
