@@ -16,9 +16,9 @@ from cluster.errors import GitFailed
 ZERO = {"sha1": "0" * 40, "sha256": "0" * 64}
 """Git's "no object" in each object format."""
 
-DURABLE = {"core.fsync": "committed", "core.fsyncMethod": "batch"}
-"""An acknowledged push must outlive a power cut: loose objects, packs and refs are flushed before Git says done.
-(Git's own default leaves loose objects and refs to the kernel.)"""
+DURABLE = {"core.fsync": "committed,pack-metadata", "core.fsyncMethod": "batch"}
+"""An acknowledged push must outlive a power cut: loose objects, packs with their indexes, and refs are flushed before
+Git says done. (Git's own default leaves loose objects and refs to the kernel.)"""
 
 HIDDEN = {"transfer.hideRefs": "refs/cluster"}
 """refs/cluster/ is ours: not advertised, and not to be written by anybody's push."""

@@ -39,7 +39,7 @@ from cluster.errors import (
 from cluster.model import HEAD, LogEntry, Position, RefUpdate, Replica, Service, Snapshot
 from cluster.names import ServiceCommand
 from cluster.node import Node
-from cluster.versions import difference, head_of, sources, updated
+from cluster.versions import difference, head_of, keepers, sources, updated
 
 Say = Callable[[str], None]
 
@@ -240,7 +240,7 @@ def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say, objects: int) -
         return
     behind = snapshot.repository.version - (plan.was.version if plan.was else 0)
     last: ClusterError | None = None
-    for source in sources(snapshot, node.name):
+    for source in [*sources(snapshot, node.name), *keepers(snapshot, node.name)]:
         say(f"syncing from {source.device.name}: {behind} version{'' if behind == 1 else 's'} behind")
         try:
             _fetch_from(node, snapshot, source, plan, say, objects)

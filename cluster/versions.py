@@ -130,6 +130,18 @@ def sources(snapshot: Snapshot, device: str) -> list[Replica]:
     return sorted(others, key=lambda r: (not r.device.online, r.device.silent_for or 0.0, r.device.name))
 
 
+def keepers(snapshot: Snapshot, device: str) -> list[Replica]:
+    """Who else may hold objects of the newest version, because they were staged there: asked when no leader answers."""
+    return [
+        replica
+        for replica in snapshot.replicas
+        if replica.device.name != device
+        and replica not in snapshot.leaders
+        and replica.device.online
+        and replica.device.mode is not DeviceMode.DISABLED
+    ]
+
+
 HEARD = 4.0
 """Seconds of silence in which one heartbeat (every 2 s) may be late, and not two."""
 

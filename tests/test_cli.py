@@ -628,7 +628,7 @@ def test_an_import_is_one_version_with_every_ref(make_cluster: Callable[..., Clu
     }
     assert cluster.refs("b", "team/copy") == wanted
     (entry,) = cluster.admin_json("log", "team/copy")
-    assert sorted(entry) == ["actor", "at", "device", "refs", "version", "via"]
+    assert sorted(entry) == ["actor", "at", "device", "events", "refs", "version", "via"]
     assert len(entry["refs"]) == 5
     cluster.converge("team/copy")
     assert "operator" in cluster.admin("log", "team/copy").out

@@ -33,6 +33,7 @@ from cluster.versions import (
     head_of,
     healing,
     inspect,
+    keepers,
     newest_without,
     sources,
     stage_peers,
@@ -225,6 +226,19 @@ def test_sources_are_trusted_leaders_online_first() -> None:
         replica("j", None),
     )
     assert [r.device.name for r in sources(now, "a")] == ["f", "e", "h", "i", "d"]
+
+
+def test_others_may_hold_staged_objects_when_no_leader_answers() -> None:
+    now = snapshot(
+        3,
+        replica("a", at(2)),
+        replica("b", at(3)),
+        replica("c", at(2)),
+        replica("d", at(2), silent_for=60.0),
+        replica("e", at(2), mode=DeviceMode.DISABLED),
+        replica("f", at(3), quarantined="damaged"),
+    )
+    assert [r.device.name for r in keepers(now, "a")] == ["c", "f"]
 
 
 def test_copies_go_to_enabled_devices_that_are_up_current_first() -> None:
