@@ -355,7 +355,7 @@ def test_5_clients_that_send_nothing_are_stopped_or_upload_slowly(make_cluster: 
 
 def test_6_a_pusher_who_gives_up_is_in_no_queue(make_cluster: Make) -> None:
     """The case: a pusher who waits and gives up leaves its process queued for the lock."""
-    cluster, work, _ = pair(make_cluster, copies=1)
+    cluster, work, _ = pair(make_cluster, copies=1, fence_after="10m", lock_timeout="10m")
     cluster.stop("a")
     cluster.start("a", fault="settle:pause:once")
     new = cluster.commit(work, "wanted")
