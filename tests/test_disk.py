@@ -348,10 +348,9 @@ def test_a_pack_cut_short(cluster: OnDisks, app: Project) -> None:
         "that is looked at soon"
     )
     app.commit("on top of it")
-    assert DAMAGED.format("a", app.name) in failed(app, "a") and as_before(app, 2)
     app.pushed("b", "main")
-    fault = verify.verify(a, number, print).fault
-    assert fault is not None and "damaged pack" in fault
+    verify.verify(a, number, print)  # or the device itself, which looks soon, was faster
+    assert any("damaged pack" in event.what for event in cluster.db.events(number))
     app.clone("a")
 
 
