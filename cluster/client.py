@@ -27,3 +27,29 @@ class Client(Protocol):
     @property
     def gone(self) -> bool:
         """Whether the client hung up."""
+
+
+CHUNK = 65536
+
+
+class Input:
+    """What a client sends, to be read exactly or as it comes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._rest = client, b""
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes; fewer where the client sends no more."""
+        while len(self._rest) < size and (data := self._client.read(CHUNK)):
+            self._rest += data
+        out, self._rest = self._rest[:size], self._rest[size:]
+        return out
+
+    def read1(self) -> bytes:
+        """What there is, waiting for the first byte; b"" at the end."""
+        out, self._rest = self._rest, b""
+        return out or self._client.read(CHUNK)
+
+    def unread(self, data: bytes) -> None:
+        """Have `data` be read next."""
+        self._rest = data + self._rest

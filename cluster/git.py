@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cluster import failing
@@ -114,6 +116,14 @@ def run_telling(
                     tell(heard.replace(b"\r", b"\n").decode("utf-8", "replace").strip().rpartition("\n")[2])
     if process.returncode != 0:
         raise failed(arguments[0], heard)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a group, and its hooks and children, unless it has ended: its number may be another
+    process's by now."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def succeeds(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -150,7 +149,7 @@ class Receiving:
         with suppress(OSError):
             os.close(self._answer)
         if kind is not None:
-            self._kill()
+            git.kill(self._process)
         self._process.wait()
         self._threads[0].join()
         for fd in (self._told, self._ended):
@@ -373,12 +372,6 @@ class Receiving:
         self._process.wait()
         self._commands.end()
         os.close(self._end)
-
-    def _kill(self) -> None:
-        """End receive-pack and its hooks, unless it has ended: its number may be another process's by now."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _update(line: str) -> RefUpdate:

@@ -26,7 +26,7 @@ from uuid import UUID
 from dulwich.protocol import pkt_line
 
 from cluster import git
-from cluster.client import Client
+from cluster.client import Client, Input
 from cluster.errors import ClusterError, PeerFailed, TooFewCopies
 from cluster.faults import Step
 from cluster.model import HEAD, Device, RefUpdate, Snapshot, WhenShort
@@ -259,7 +259,7 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
     current = mine is not None and mine.position is not None and not mine.quarantined
     if not current or (mine.version or 0) < command.version or not store.exists(repository.id):  # type: ignore[union-attr]
         _catch_up_soon(node, repository.id)
-    stream = _Buffered(client)
+    stream = Input(client)
     oids = []
     for packet in packets(stream):  # type: ignore[arg-type]
         if packet.flush:
@@ -303,7 +303,7 @@ def _catch_up_soon(node: Node, repository_id: int) -> None:
         raise failed[0]
 
 
-def _index(path: Path, first: bytes, stream: _Buffered, lock: int) -> bool:
+def _index(path: Path, first: bytes, stream: Input, lock: int) -> bool:
     """Store a pack; whether all that it refers to is here. Exit code 1 says "complete, but not by itself alone".
     lock: shared by whoever adds objects; Git inherits it.
 
@@ -389,26 +389,3 @@ def sweep(node: Node, repository_id: int) -> None:
 
 def _is_oid(text: str, object_format: str) -> bool:
     return len(text) == len(git.ZERO[object_format]) and not text.strip("0123456789abcdef")
-
-
-class _Buffered:
-    """A client's input as a file to read exactly or by the piece."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        while len(self._rest) < size:
-            data = self._client.read(CHUNK)
-            if not data:
-                break
-            self._rest += data
-        out, self._rest = self._rest[:size], self._rest[size:]
-        return out
-
-    def read1(self) -> bytes:
-        if self._rest:
-            out, self._rest = self._rest, b""
-            return out
-        return self._client.read(CHUNK)

@@ -14,7 +14,6 @@ Objects need no such care: a client asks for them by what it was shown.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,7 +22,7 @@ from threading import Thread
 from typing import IO
 
 from cluster import git
-from cluster.client import Client
+from cluster.client import Client, Input
 from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout
 from cluster.model import Request, Service, Snapshot
 from cluster.node import Node
@@ -77,7 +76,7 @@ class _Upload:
     def __init__(self, node: Node, request: Request, client: Client, steady: _Steady) -> None:
         self._path = node.store.path(steady.snapshot.repository.id)
         self._client, self._steady, self._service = client, steady, request.service
-        self._input = _Input(client)
+        self._input = Input(client)
         self._v2 = "version=2" in request.protocol.split(":")
         config = {**git.HIDDEN, "uploadpack.allowFilter": "true"}
         if steady._settle is None:  # of a version that may have been superseded meanwhile
@@ -146,7 +145,7 @@ class _Upload:
                 while data := os.read(process.stdout.fileno(), CHUNK):
                     self._client.write(data)
             except ClientGone:
-                _kill(process)
+                git.kill(process)
             errors.join()
             code = process.wait()
         if self._failed is not None:
@@ -181,7 +180,7 @@ class _Upload:
             pass
         except ClusterError as error:
             self._failed = error
-            _kill(process)
+            git.kill(process)
         with suppress(BrokenPipeError, ValueError):
             process.stdin.close()
 
@@ -206,14 +205,8 @@ class _Upload:
             self._client.write_error(words.replace(os.fsencode(self._path), b"the repository"))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
-    _kill(process)
+    git.kill(process)
     with process:
         pass
 
@@ -227,27 +220,7 @@ class _Packet:
     flush: bool
 
 
-class _Input:
-    """What a client sends, to be read exactly or as it comes."""
-
-    def __init__(self, client: Client) -> None:
-        self._client, self._rest = client, b""
-
-    def read(self, size: int) -> bytes:
-        while len(self._rest) < size and (data := self._client.read(CHUNK)):
-            self._rest += data
-        out, self._rest = self._rest[:size], self._rest[size:]
-        return out
-
-    def read1(self) -> bytes:
-        out, self._rest = self._rest, b""
-        return out or self._client.read(CHUNK)
-
-    def unread(self, data: bytes) -> None:
-        self._rest = data + self._rest
-
-
-def _packet(stream: IO[bytes] | _Input) -> _Packet | None:
+def _packet(stream: IO[bytes] | Input) -> _Packet | None:
     """The next pkt-line; None at the end. _NotPackets, with what was read, where it is none."""
     length = _exactly(stream, 4)
     if not length:
@@ -267,14 +240,14 @@ class _NotPackets(Exception):
         self.read = read
 
 
-def _exactly(stream: IO[bytes] | _Input, size: int) -> bytes:
+def _exactly(stream: IO[bytes] | Input, size: int) -> bytes:
     data = b""
     while len(data) < size and (more := stream.read(size - len(data))):
         data += more
     return data
 
 
-def _request(client: _Input) -> Iterator[bytes]:
+def _request(client: Input) -> Iterator[bytes]:
     """The pkt-lines of one request, with the flush that ends it."""
     while packet := _packet(client):
         yield packet.raw
@@ -282,7 +255,7 @@ def _request(client: _Input) -> Iterator[bytes]:
             return
 
 
-def _whole_request(client: _Input) -> tuple[bytes, bool]:
+def _whole_request(client: Input) -> tuple[bytes, bool]:
     """One request, and whether it is one: with the flush that ends it, and of a size to be kept."""
     said = b""
     try:
@@ -297,7 +270,7 @@ def _whole_request(client: _Input) -> tuple[bytes, bool]:
     return said, False
 
 
-def _without_listings(client: _Input, answer: Callable[[bytes], None]) -> Iterator[bytes]:
+def _without_listings(client: Input, answer: Callable[[bytes], None]) -> Iterator[bytes]:
     """What the client sends, but for its ls-refs, each of which goes to `answer` whole. Ends with the pkt-lines."""
     try:
         while first := _packet(client):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import LiteralString
+
 import psycopg
 
 from cluster.db.connections import CHANNEL, Connections, unique
@@ -11,6 +13,12 @@ from cluster.model import (
     Device,
     DeviceMode,
 )
+
+MAY_FENCE: LiteralString = """
+    (o.last_seen_at is null or o.last_seen_at < now() - make_interval(secs => %(silent)s))
+    and me.last_seen_at > now() - interval '5 s' and me.up_since < now() - make_interval(secs => %(silent)s)"""
+"""Whether device `me` may judge device `o` silent: it has not been seen for so many seconds, and `me`, who asks, had
+heartbeats without a gap for as long."""
 
 
 class Devices(Connections):

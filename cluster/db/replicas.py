@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cluster.db.connections import CHANNEL, Connections, notify, translated
+from cluster.db.devices import MAY_FENCE
 from cluster.db.rows import log_entry_of
 from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
@@ -176,10 +177,9 @@ class Replicas(Connections):
                  from replica r join device o on o.id = r.device_id
                  join repository p on p.id = r.repository_id and p.name is not null
                  join device me on me.name = %(device)s
-                where r.intent_token is not null and (o.id = me.id or (
-                      (o.last_seen_at is null or o.last_seen_at < now() - make_interval(secs => %(silent)s))
-                      and me.last_seen_at > now() - interval '5 s'
-                      and me.up_since < now() - make_interval(secs => %(silent)s)
+                where r.intent_token is not null and (o.id = me.id or ("""
+            + MAY_FENCE
+            + """
                       and exists (select from replica m
                                    where m.repository_id = r.repository_id and m.device_id = me.id
                                      and m.version = p.version and m.quarantined is null)))""",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
 
 from cluster.db.connections import CHANNEL, WRITE_LOCK_CLASS, Connections, translated
+from cluster.db.devices import MAY_FENCE
 from cluster.db.rows import Row
 from cluster.db.schema import Connection
 from cluster.errors import DatabaseUnavailable, WriteConflict
@@ -89,18 +90,12 @@ class Writes(Connections):
 
     def end_session(self, pid: int) -> bool:
         """End the session of a write's connection that was cut, if PostgreSQL still works for it; whether it did."""
-        try:
-            return bool(
-                self._write(
-                    """select pg_terminate_backend(pid) from pg_stat_activity
-                        where pid = %(pid)s and application_name like 'git-cluster write %%'""",
-                    {"pid": pid},
-                )
-            )
-        except DatabaseUnavailable as error:
-            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-                return True
-            raise
+        ended = self._end_sessions(
+            """select pg_terminate_backend(pid) from pg_stat_activity
+                where pid = %(pid)s and application_name like 'git-cluster write %%'""",
+            {"pid": pid},
+        )
+        return ended is None or ended > 0
 
     def end_sessions_of(self, device: str) -> int:
         """End the sessions in which a former process of `device` holds or awaits write locks; how many there were.
@@ -108,19 +103,13 @@ class Writes(Connections):
         Of a machine that lost its power PostgreSQL does not know that it is gone, nor may others break its locks once
         it is back. Only for a daemon that knows that it is the only one.
         """
-        try:
-            return len(
-                self._write(
-                    """select pg_terminate_backend(pid) from pg_stat_activity
-                        where datname = current_database() and application_name like 'git-cluster write %%'
-                          and split_part(application_name, ' ', 4) = %(device)s""",
-                    {"device": device},
-                )
-            )
-        except DatabaseUnavailable as error:
-            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-                return 0
-            raise
+        ended = self._end_sessions(
+            """select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and application_name like 'git-cluster write %%'
+                  and split_part(application_name, ' ', 4) = %(device)s""",
+            {"device": device},
+        )
+        return ended or 0
 
     def break_write_lock(self, repository_id: int, device: str, silent_for: float) -> bool:
         """End the database session of a device that holds the write lock and has been silent for so many seconds.
@@ -128,31 +117,33 @@ class Writes(Connections):
         A stopped process, or one whose network swallows everything, keeps its connection and so the lock. `device`, who
         asks, must have had a heartbeat without a gap for as long itself. Safety does not need this lock (G3).
         """
+        ended = self._end_sessions(
+            """select pg_terminate_backend(l.pid)
+                 from pg_locks l join pg_stat_activity a on a.pid = l.pid
+                 join device o on o.name = split_part(a.application_name, ' ', 4)
+                 join device me on me.name = %(device)s
+                where l.locktype = 'advisory' and l.granted and l.classid::bigint = %(class)s
+                  and l.objid::bigint = %(id)s and l.objsubid = 2
+                  and l.database = (select oid from pg_database where datname = current_database())
+                  and a.application_name like 'git-cluster write %%' and o.id <> me.id and """
+            + MAY_FENCE,
+            {
+                "class": WRITE_LOCK_CLASS,
+                "id": _lock_key(repository_id),
+                "device": device,
+                "silent": silent_for,
+            },
+        )
+        return bool(ended)
+
+    def _end_sessions(self, query: LiteralString, params: Mapping[str, Any]) -> int | None:
+        """How many sessions `query` ended. None: devices that share no database user cannot do this for one another."""
         try:
-            rows = self._write(
-                """select pg_terminate_backend(l.pid) as ended
-                     from pg_locks l join pg_stat_activity a on a.pid = l.pid
-                     join device d on d.name = split_part(a.application_name, ' ', 4)
-                     join device me on me.name = %(device)s
-                    where l.locktype = 'advisory' and l.granted and l.classid::bigint = %(class)s
-                      and l.objid::bigint = %(id)s and l.objsubid = 2
-                      and l.database = (select oid from pg_database where datname = current_database())
-                      and a.application_name like 'git-cluster write %%' and d.id <> me.id
-                      and (d.last_seen_at is null or d.last_seen_at < now() - make_interval(secs => %(silent)s))
-                      and me.last_seen_at > now() - interval '5 s'
-                      and me.up_since < now() - make_interval(secs => %(silent)s)""",
-                {
-                    "class": WRITE_LOCK_CLASS,
-                    "id": _lock_key(repository_id),
-                    "device": device,
-                    "silent": silent_for,
-                },
-            )
+            return len(self._write(query, params))
         except DatabaseUnavailable as error:
             if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-                return False  # devices that share no database user cannot do this for one another
+                return None
             raise
-        return bool(rows)
 
     def write_locks(self) -> dict[int, LockHolder]:
         """All write locks that are held now, by repository id modulo 2^31."""
