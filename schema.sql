@@ -54,15 +54,31 @@ create table device (
     last_seen_at timestamptz,                  -- the daemon's heartbeat, by this database's clock
     stopped      boolean not null default false, -- said by a clean stop: offline at once, no heartbeat to wait out
     created_at   timestamptz not null default now(),
-    up_since     timestamptz                   -- since when its heartbeat came without a gap: it fences nobody sooner
+    up_since     timestamptz,                  -- since when its heartbeat came without a gap: it fences nobody sooner
+    zone         text not null default '' check (zone ~ '^([a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?)?$') -- what fails together
 );
 
 -- A person. Devices are actors too, by their keys.
 create table actor (
+    id          bigint generated always as identity primary key,
+    name        text not null unique check (name ~ '^[A-Za-z0-9]([A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?$'),
+    created_at  timestamptz not null default now(),
+    disabled_at timestamptz                    -- not null: its keys and certificates prove nobody
+);
+
+-- A set of people that grants and rules can name. Shown and written as @name.
+create table actor_group (
     id         bigint generated always as identity primary key,
-    name       text not null unique check (name ~ '^[A-Za-z0-9]([A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?$'),
+    name       text not null unique check (name ~ '^[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?$'),
     created_at timestamptz not null default now()
 );
+
+create table group_member (
+    group_id bigint not null references actor_group on delete cascade,
+    actor_id bigint not null references actor on delete cascade,
+    primary key (group_id, actor_id)
+);
+create index group_member_actor on group_member (actor_id);
 
 -- A public key proves exactly one identity: a user, a device, or (neither) an operator: a key that an
 -- administrator's command line makes for itself for one command, and that always expires.
@@ -81,13 +97,49 @@ create index key_actor on key (actor_id) where actor_id is not null;
 
 create type access_level as enum ('read', 'write', 'admin');
 
--- Who may do what. actor_id null: everyone with a key here. cluster/access.py decides among several.
+-- Who may do what. Neither actor nor group: everyone with a key here. cluster/access.py decides among several.
 create table access_grant (
     actor_id   bigint references actor on delete cascade,
     pattern    text not null,
     level      access_level not null,
     created_at timestamptz not null default now(),
-    unique nulls not distinct (actor_id, pattern)
+    group_id   bigint references actor_group on delete cascade,
+    wildcard   boolean not null generated always as (strpos(pattern, '*') > 0) stored, -- else it names one repository
+    constraint access_grant_once unique nulls not distinct (actor_id, group_id, pattern),
+    constraint access_grant_to_one check (num_nonnulls(actor_id, group_id) <= 1)
+);
+create index access_grant_name on access_grant (pattern) where not wildcard;
+create index access_grant_wildcard on access_grant (actor_id, group_id) where wildcard;
+
+-- What a push may do to a ref.
+--   create   a ref that is not there
+--   push     move it forward, to a descendant
+--   force    move it anywhere else; a tag is never moved forward
+--   delete   it
+create type ref_action as enum ('create', 'push', 'force', 'delete');
+
+-- Rules on refs. Where one matches, a push may do to the ref what the deciding rule says, and nothing else; where none
+-- does, whatever the grant of write allows. cluster/access.py decides among several.
+create table ref_rule (
+    actor_id    bigint references actor on delete cascade,        -- neither actor nor group: everyone
+    group_id    bigint references actor_group on delete cascade,
+    pattern     text not null,                 -- of repositories, as in a grant
+    ref_pattern text not null,                 -- of full ref names, such as refs/heads/main or refs/tags/*
+    may         ref_action[] not null,
+    created_at  timestamptz not null default now(),
+    wildcard    boolean not null generated always as (strpos(pattern, '*') > 0) stored,
+    constraint ref_rule_once unique nulls not distinct (actor_id, group_id, pattern, ref_pattern),
+    constraint ref_rule_to_one check (num_nonnulls(actor_id, group_id) <= 1)
+);
+create index ref_rule_name on ref_rule (pattern) where not wildcard;
+create index ref_rule_wildcard on ref_rule (actor_id, group_id) where wildcard;
+
+-- Where new repositories are placed, by their names; the most specific pattern decides. None: on every enabled device.
+create table placement_rule (
+    pattern    text primary key,
+    copies     integer not null check (copies between 1 and 9),
+    min_copies integer check (min_copies between 1 and copies),   -- null: 2, or 1 where there is one copy
+    created_at timestamptz not null default now()
 );
 
 create type short_policy as enum ('warn', 'refuse');

@@ -34,9 +34,11 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
         user       none                                    nothing
         user       one more specific than the others       that grant's level, even if it is the lower one
         user       equally specific, one names the user    that one's level
+        user       equally specific, one names a group     that one's level (not everyone's)
         user       equally specific, the same in naming    the highest of their levels
 
-    A grant matches if it is to this user or to everyone, and its pattern means the repository. The more
+    A grant matches if it is to this user, to a group of theirs or to everyone, and its pattern means the repository. Of
+    grants to groups, `grants` holds only those of groups that the user is in. The more
     specific one wins, so that an exception can be made both ways: where everyone may write to team/*,
     a grant of read on team/archive closes that one. `names.specificity` says which pattern is more specific.
     """
@@ -49,7 +51,7 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
     matching = [
         grant
         for grant in grants
-        if grant.actor in (None, actor.name) and names.matches(grant.pattern, repository)
+        if naming(grant.actor, actor.name) and names.matches(grant.pattern, repository)
     ]
     if not matching:
         because = f"{actor.name} may nothing: no grant to {actor.name} or to everyone covers {repository}"
@@ -59,7 +61,7 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
         matching,
         key=lambda grant: (
             names.specificity(grant.pattern),
-            grant.actor is not None,
+            naming(grant.actor, actor.name),
             grant.level.rank,
             grant.pattern,
         ),
@@ -67,3 +69,10 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
     to = "everyone" if grant.actor is None else grant.actor
     because = f"{actor.name} may {grant.level}: grant {grant.level} to {to} on {grant.pattern}"
     return Decision(grant.level, because, grant)
+
+
+def naming(whom: str | None, user: str) -> int:
+    """How exactly a grant or rule to `whom` names `user`: 3 by name, 2 by a group, 1 as anybody, 0 not at all."""
+    if whom is None:
+        return 1
+    return 2 if whom.startswith("@") else 3 * (whom == user)

@@ -22,6 +22,7 @@ VARIABLE = "GIT_CLUSTER_CONFIG"
 
 Heal = Literal["manual", "auto"]
 Stale = Literal["refuse", "allow"]
+ProxyWhen = Literal["absent", "behind"]
 DEFAULT_HEAL: Heal = "auto"
 """What happens to an interrupted write where the file does not say."""
 
@@ -65,7 +66,7 @@ class DeviceSection:
 
 @dataclass(frozen=True, slots=True)
 class SshSection:
-    """advertise: the URL by which clients and peers reach this endpoint, "ssh://user@host[:port]"."""
+    """The built-in endpoint. advertise: the URL by which clients and peers reach it, "ssh://user@host[:port]"."""
 
     listen: Address
     host_key: Path
@@ -95,6 +96,44 @@ class ReadsSection:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxySection:
+    """when: which requests are passed on to another device that has the repository: those for one that is not here
+    (absent), or also those for one that is behind here (behind), which are synced first otherwise."""
+
+    when: ProxyWhen = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class LoginSection:
+    """trusted_ca: a file of public keys, a line each, of the authorities whose user certificates prove somebody: the
+    one user here that is among the certificate's principals. None: certificates prove nobody."""
+
+    trusted_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsSection:
+    """What one client may take of a device. Times in seconds, sizes in bytes.
+
+    login_grace: from connecting to a proven key (the built-in endpoint; sshd has LoginGraceTime).
+    sessions_per_address, sessions_per_user: commands at once. Devices and operators are not counted.
+    idle_timeout: of a connection or command in which neither side has sent anything.
+    session_timeout: of a command in all.
+    push_size, push_refs: what one push may bring: bytes of its pack, and refs.
+    failed_logins: connections a minute from one address that end without a login, before its next ones are slowed.
+    """
+
+    login_grace: float = 30.0
+    sessions_per_address: int = 200
+    sessions_per_user: int = 100
+    idle_timeout: float = 30 * 60.0
+    session_timeout: float = 12 * 60 * 60.0
+    push_size: int = 10 * 2**30
+    push_refs: int = 100_000
+    failed_logins: int = 10
+
+
+@dataclass(frozen=True, slots=True)
 class UpkeepSection:
     """Verification and maintenance of this device's copies.
 
@@ -119,6 +158,9 @@ class Config:
     http: HttpSection | None = None
     writes: WritesSection = WritesSection()
     reads: ReadsSection = ReadsSection()
+    proxy: ProxySection = ProxySection()
+    login: LoginSection = LoginSection()
+    limits: LimitsSection = LimitsSection()
     upkeep: UpkeepSection = UpkeepSection()
 
 
@@ -189,6 +231,9 @@ def _config(file: Path, document: dict[str, Any]) -> Config:
         http=_http(tables["http"]) if "http" in tables else None,
         writes=_writes(tables["writes"]) if "writes" in tables else WritesSection(),
         reads=_reads(tables["reads"]) if "reads" in tables else ReadsSection(),
+        proxy=_proxy(tables["proxy"]) if "proxy" in tables else ProxySection(),
+        login=_login(tables["login"]) if "login" in tables else LoginSection(),
+        limits=_limits(tables["limits"]) if "limits" in tables else LimitsSection(),
         upkeep=_upkeep(tables["upkeep"]) if "upkeep" in tables else UpkeepSection(),
     )
 
@@ -223,6 +268,28 @@ def _reads(table: _Table) -> ReadsSection:
     return table.section(ReadsSection, stale=table.stale)
 
 
+def _proxy(table: _Table) -> ProxySection:
+    return table.section(ProxySection, when=table.proxy_when)
+
+
+def _login(table: _Table) -> LoginSection:
+    return table.section(LoginSection, trusted_ca=table.path)
+
+
+def _limits(table: _Table) -> LimitsSection:
+    return table.section(
+        LimitsSection,
+        login_grace=table.duration,
+        sessions_per_address=table.count,
+        sessions_per_user=table.count,
+        idle_timeout=table.duration,
+        session_timeout=table.duration,
+        push_size=table.size,
+        push_refs=table.count,
+        failed_logins=table.count,
+    )
+
+
 def _upkeep(table: _Table) -> UpkeepSection:
     return table.section(
         UpkeepSection,
@@ -251,6 +318,8 @@ _LISTEN = re.compile(rf"({_HOST}):([0-9]{{1,5}})")
 _ADVERTISE = re.compile(rf"ssh://[A-Za-z0-9_][A-Za-z0-9._-]*@(?:{_HOST})(?::([0-9]{{1,5}}))?")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
+_SIZE = re.compile(r"([0-9]{1,15})\s*(KiB|MiB|GiB|TiB|)")
+_BYTES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 Section = TypeVar("Section")
 
@@ -352,6 +421,33 @@ class _Table:
         value = self.values[key]
         if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= 1000:
             raise self._bad(key, allowed)
+        return value
+
+    def count(self, key: str) -> int:
+        allowed = "a whole number from 1 to 10000000"
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000_000:
+            raise self._bad(key, allowed)
+        return value
+
+    def size(self, key: str) -> int:
+        allowed = 'bytes as a whole number, or "500MiB", "10GiB"; from 1 to 1024TiB'
+        value = self.values[key]
+        found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+        if found:
+            size = int(found[1]) * _BYTES[found[2]]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            size = value
+        else:
+            raise self._bad(key, allowed)
+        if not 1 <= size <= 1024 * 2**40:
+            raise self._bad(key, allowed)
+        return size
+
+    def proxy_when(self, key: str) -> str:
+        value = self._string(key, '"absent" or "behind"')
+        if value not in get_args(ProxyWhen):
+            raise self._bad(key, '"absent" or "behind"')
         return value
 
     def heal(self, key: str) -> str:

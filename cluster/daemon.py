@@ -16,25 +16,23 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import admin, embedded, failing, heal, history, leftovers, logs, session, stage, upkeep
-from cluster.client import Client
+from cluster import embedded, failing, heal, history, leftovers, logs, upkeep
 from cluster.config import Config
 from cluster.db import Database
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
 from cluster.faults import Faults
 from cluster.keyfiles import load_key
-from cluster.model import Actor, ActorKind, Device, DeviceMode, Request
-from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
+from cluster.model import Device, DeviceMode
 from cluster.node import Node
 from cluster.peer import Peers
+from cluster.requests import Requests
 from cluster.ssh import SshServer
 from cluster.stale import Memory
 from cluster.store import Store
@@ -103,6 +101,9 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
         faults=Faults.parse(environ.get("GIT_CLUSTER_FAULT", "")),
         memory=Memory(db, device.name) if config.reads.stale == "allow" else None,
         upkeep=config.upkeep,
+        proxy=config.proxy,
+        limits=config.limits,
+        cluster=config.cluster.name,
     )
 
 
@@ -123,7 +124,7 @@ def run(config: Config) -> NoReturn:
     if ended := node.db.end_sessions_of(node.name):
         _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
-    server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node, config.cluster.name))
+    server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node))
     host, port = server.start()
     keeper.start()
     _log.info("device %s serves SSH on %s port %s", node.name, host, port)
@@ -173,80 +174,6 @@ def _alone(data_dir: Path) -> FileLock:
             hint="stop that one, or give this one a data_dir",
         )
     return lock
-
-
-class Requests:
-    """What the SSH endpoint asks of this device."""
-
-    def __init__(self, node: Node, cluster: str) -> None:
-        self._node, self._cluster = node, cluster
-
-    def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
-        try:
-            return self._node.db.identity(fingerprint)
-        except DatabaseUnavailable:
-            if self._node.memory is None:
-                raise
-            return self._node.memory.authenticate(fingerprint)
-
-    def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
-        """Hand a command to whoever carries it out, if this actor may give it at all."""
-        try:
-            return self._run(actor, command, client, protocol=protocol, address=address)
-        except (DiskFailed, OSError) as error:
-            disk = failing.of_error(error)
-            if disk is None:
-                raise
-            _log.error("%s: %s", address, error.__cause__ or error)
-            raise disk.on(self._node.name) from error
-
-    def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
-        node, kind = self._node, actor.kind
-        # A connection outlives its key: Git's requests are checked in session.authorize, the others here.
-        if not isinstance(command, ServiceCommand) and node.db.identity(actor.fingerprint) != actor:
-            raise Refused("this key is not registered here any more", hint="ask an administrator")
-        match command:
-            case ServiceCommand():
-                via = "import" if kind is ActorKind.OPERATOR else "ssh"
-                request = Request(
-                    actor, command.service, command.repository, protocol=protocol, via=via, address=address
-                )
-                return _logged(request, lambda: session.serve(node, request, client))
-            case StageCommand() if kind is ActorKind.DEVICE:
-                return stage.keep(node, command, client)
-            case UnstageCommand() if kind is ActorKind.DEVICE:
-                return stage.release(node, command)
-            case OperatorCommand() if kind is ActorKind.OPERATOR:
-                return admin.answer(node, command, client)
-        raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
-
-    def greeting(self, actor: Actor) -> str:
-        return (
-            f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._cluster!r}. "
-            "It gives no shell; use it with git clone, fetch and push."
-        )
-
-
-def _logged(request: Request, serve: Callable[[], int]) -> int:
-    """Serve, and leave one line about it."""
-    begun, outcome = time.monotonic(), "failed"
-    try:
-        code = serve()
-        outcome = str(code)
-        return code
-    finally:
-        _log.info(
-            "%s",
-            request.service,
-            extra=logs.fields(
-                repository=request.repository,
-                actor=request.actor.name,
-                kind=request.actor.kind,
-                address=request.address,
-                exit=outcome,
-                ms=round((time.monotonic() - begun) * 1000),
-            ),
-        )
 
 
 class Keeper:

@@ -41,11 +41,15 @@ class ActorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks. `fingerprint` is the SHA256:… of the key that proved it, checked again at every request."""
+    """Who asks. `fingerprint` is the SHA256:… of the key that proved it, checked again at every request.
+
+    certified_until: of a user whom a certificate proved, whose key is in no table: until when it does.
+    """
 
     kind: ActorKind
     name: str
     fingerprint: str
+    certified_until: datetime | None = None
 
 
 class Level(StrEnum):
@@ -62,11 +66,30 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`actor` (None: everyone) may do `level` to the repositories that `pattern` matches."""
+    """`actor` (a user, "@" and a group, None: everyone) may do `level` to the repositories that `pattern` matches."""
 
     actor: str | None
     pattern: str
     level: Level
+
+
+class RefAction(StrEnum):
+    """What a push may do to a ref; schema.sql explains each."""
+
+    CREATE = "create"
+    PUSH = "push"
+    FORCE = "force"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class RefRule:
+    """`actor` (as a grant's) may do `may`, and nothing else, to the refs that `ref_pattern` matches."""
+
+    actor: str | None
+    pattern: str
+    ref_pattern: str
+    may: frozenset[RefAction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +98,8 @@ class Request:
 
     protocol: the value of GIT_PROTOCOL that the client sent, or "".
     via, address: the endpoint's name ("ssh") and the client's address, for the push log.
+    through: the device that passes it on for the user, because it has no replica; "": the user is here. Such a
+    request is never passed on again.
     """
 
     actor: Actor
@@ -83,6 +108,7 @@ class Request:
     protocol: str = ""
     via: str = "ssh"
     address: str = ""
+    through: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +194,7 @@ class Device:
     """A machine that holds repositories. Keys are in OpenSSH's one-line public form.
 
     silent_for: seconds since its daemon last said that it is alive, by the database's clock; None: never.
+    zone: what it shares with the devices that would fail together with it (a rack, a site), or "".
     """
 
     id: int
@@ -180,6 +207,7 @@ class Device:
     last_seen_at: datetime | None
     silent_for: float | None
     stopped: bool
+    zone: str = ""
 
     OFFLINE_AFTER = 10.0
     """Seconds without a heartbeat (one every 2 s) after which a device counts as offline."""
@@ -267,6 +295,7 @@ class Snapshot:
     repository: Repository
     replicas: tuple[Replica, ...]
     grants: tuple[Grant, ...] = ()
+    rules: tuple[RefRule, ...] = ()
     actor_known: bool = True
 
     def of(self, device: str) -> Replica | None:

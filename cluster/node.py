@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from cluster.background import Background
-from cluster.config import UpkeepSection, WritesSection
+from cluster.config import LimitsSection, ProxySection, UpkeepSection, WritesSection
 from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
 from cluster.locks import Turns, write_lock
@@ -21,6 +21,7 @@ class Node:
     """One device at work. Made once by the daemon (or by a command that does the daemon's work itself).
 
     memory: of what the database said last, where reads are served while it is away.
+    cluster: the name that people know the cluster by.
     """
 
     name: str
@@ -32,6 +33,9 @@ class Node:
     turns: Turns = field(default_factory=Turns)
     memory: Memory | None = None
     upkeep: UpkeepSection = field(default_factory=UpkeepSection)
+    proxy: ProxySection = field(default_factory=ProxySection)
+    limits: LimitsSection = field(default_factory=LimitsSection)
+    cluster: str = "cluster"
     background: Background = field(default_factory=Background)
 
     def reach(self, step: Step) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.db.connections import Connections
+from cluster.db.who import KEY_COUNTS
 from cluster.model import Actor, ActorKind, Checksum, Grant, Level, Position, Repository, WhenShort
 
 
@@ -26,7 +27,8 @@ class Copy:
 class Recollection:
     """What the database said at one moment, about everything that a device is asked for.
 
-    actors: whom each fingerprint proves: users and devices. grants: by user; None: to everyone. copies: by name.
+    actors: whom each fingerprint proves: users and devices. grants: by user, those to their groups too; None: to
+    everyone. copies: by name.
     serves: whether the device was not disabled.
     """
 
@@ -46,11 +48,15 @@ class Recall(Connections):
             keys = connection.execute(
                 """select k.fingerprint, a.name as user_name, d.name as device_name
                      from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
-                    where num_nonnulls(k.actor_id, k.device_id) = 1 and (k.expires_at is null or k.expires_at > now())
-                      and d.mode is distinct from 'disabled'"""
+                    where num_nonnulls(k.actor_id, k.device_id) = 1 and """
+                + KEY_COUNTS
             ).fetchall()
             grants = connection.execute(
-                """select a.name, g.pattern, g.level from access_grant g left join actor a on a.id = g.actor_id"""
+                """select coalesce(a.name, m.name) as name, coalesce(a.name, '@' || q.name) as actor, g.pattern, g.level
+                     from access_grant g left join actor a on a.id = g.actor_id
+                     left join actor_group q on q.id = g.group_id left join group_member i on i.group_id = g.group_id
+                     left join actor m on m.id = i.actor_id
+                    where g.group_id is null or m.id is not null"""
             ).fetchall()
             # The 128 bytes of an accumulator would be most of what is sent; this is str(Checksum).
             copies = connection.execute(
@@ -67,7 +73,7 @@ class Recall(Connections):
         by_user: dict[str | None, list[Grant]] = {}
         for row in grants:
             by_user.setdefault(row["name"], []).append(
-                Grant(row["name"], row["pattern"], Level(row["level"]))
+                Grant(row["actor"], row["pattern"], Level(row["level"]))
             )
         return Recollection(
             actors={

@@ -7,6 +7,7 @@ from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
 from cluster.db.rows import Row, snapshot_from
+from cluster.db.who import STILL_PROVEN, proof_of
 from cluster.errors import NotFound, Refused
 from cluster.model import (
     Actor,
@@ -155,8 +156,8 @@ class Repositories(Connections):
             _SNAPSHOT_WITH_GRANTS + " where p.name = %(name)s order by d.name",
             {
                 "name": name,
-                "actor": actor.name if actor and actor.kind is ActorKind.USER else None,
-                "fingerprint": actor.fingerprint if actor else None,
+                "user": actor.name if actor and actor.kind is ActorKind.USER else None,
+                **proof_of(actor),
             },
         )
         if not rows:
@@ -185,7 +186,7 @@ _SNAPSHOT_COLUMNS: LiteralString = """
     p.id as p_id, p.name as p_name, p.object_format, p.version as p_version, p.checksum as p_checksum,
     p.min_copies, p.when_short, p.frozen, p.frozen_at, p.created_at as p_created_at,
     d.id as d_id, d.name as d_name, d.ssh_url as d_ssh_url, d.http_url as d_http_url, d.host_key as d_host_key,
-    d.mode as d_mode, d.last_seen_at as d_last_seen_at, d.stopped as d_stopped,
+    d.mode as d_mode, d.last_seen_at as d_last_seen_at, d.stopped as d_stopped, d.zone as d_zone,
     extract(epoch from now() - d.last_seen_at)::float as d_silent_for,
     r.version, r.checksum, r.quarantined, r.intent_token, r.intent_push, r.intent_actor, r.intent_via,
     r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at,
@@ -196,16 +197,47 @@ _SNAPSHOT_TABLES: LiteralString = """
 
 _SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + _SNAPSHOT_TABLES
 
+_CONCERNS: LiteralString = """
+    (g.actor_id is null or g.actor_id = (select id from actor where name = %(user)s))
+    and (g.group_id is null or g.group_id in (
+         select m.group_id from group_member m join actor a on a.id = m.actor_id where a.name = %(user)s))"""
+"""Whether grant or rule `g` is to this user: by name, by a group, or to everyone."""
+
+_TO: LiteralString = """
+    coalesce((select name from actor where id = g.actor_id),
+             (select '@' || name from actor_group where id = g.group_id))"""
+"""To whom, as in Grant.actor."""
+
+_GRANTS: LiteralString = (
+    "select " + _TO + " as actor, g.pattern, g.level::text as level from access_grant g where "
+)
+_RULES: LiteralString = (
+    "select " + _TO + " as actor, g.pattern, g.ref_pattern, g.may::text[] as may from ref_rule g where "
+)
+
+# Those that name the repository come by an index on the name; of those with a wildcard there are few to each user.
 _SNAPSHOT_WITH_GRANTS: LiteralString = (
     "select "
     + _SNAPSHOT_COLUMNS
-    + """,
-    (select json_agg(json_build_array(a.name, g.pattern, g.level))
-       from access_grant g left join actor a on a.id = g.actor_id
-      where g.actor_id is null or a.name = %(actor)s) as grants,
-    (%(fingerprint)s::text is null or exists (
-        select from key k left join device d on d.id = k.device_id where k.fingerprint = %(fingerprint)s
-           and (k.expires_at is null or k.expires_at > now()) and d.mode is distinct from 'disabled')) as actor_known"""
+    + ", (select json_agg(json_build_array(actor, pattern, level)) from ("
+    + _GRANTS
+    + "not g.wildcard and g.pattern = %(name)s and"
+    + _CONCERNS
+    + " union all "
+    + _GRANTS
+    + "g.wildcard and"
+    + _CONCERNS
+    + ") found) as grants, (select json_agg(json_build_array(actor, pattern, ref_pattern, may)) from ("
+    + _RULES
+    + "not g.wildcard and g.pattern = %(name)s and"
+    + _CONCERNS
+    + " union all "
+    + _RULES
+    + "g.wildcard and"
+    + _CONCERNS
+    + ") found) as rules,"
+    + STILL_PROVEN
+    + " as actor_known"
     + _SNAPSHOT_TABLES
 )
 

@@ -15,6 +15,8 @@ from cluster.model import (
     Level,
     LogEntry,
     Position,
+    RefAction,
+    RefRule,
     RefUpdate,
     Replica,
     Repository,
@@ -37,6 +39,7 @@ def device_of(row: Row, prefix: str) -> Device:
         last_seen_at=row[prefix + "last_seen_at"],
         silent_for=row[prefix + "silent_for"],
         stopped=row[prefix + "stopped"],
+        zone=row[prefix + "zone"],
     )
 
 
@@ -89,6 +92,10 @@ def snapshot_from(rows: list[Row]) -> Snapshot:
         replicas=tuple(replica_of(row) for row in rows if row["d_id"] is not None),
         grants=tuple(
             Grant(name, pattern, Level(level)) for name, pattern, level in first.get("grants") or ()
+        ),
+        rules=tuple(
+            RefRule(name, pattern, ref_pattern, frozenset(map(RefAction, may)))
+            for name, pattern, ref_pattern, may in first.get("rules") or ()
         ),
         actor_known=first.get("actor_known", True),
     )

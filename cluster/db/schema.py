@@ -9,7 +9,7 @@ import psycopg
 
 from cluster.errors import SchemaMismatch
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The schema that this program speaks. schema.sql is this version; older ones are upgraded by `init`."""
 
 UPGRADES: dict[int, LiteralString] = {
@@ -39,7 +39,50 @@ create table event (
     refs          jsonb not null default '[]',
     primary key (repository_id, id)
 );
-"""
+""",
+    2: """
+alter table device add column zone text not null default '' check (zone ~ '^([a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?)?$');
+alter table actor add column disabled_at timestamptz;
+create table actor_group (
+    id         bigint generated always as identity primary key,
+    name       text not null unique check (name ~ '^[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?$'),
+    created_at timestamptz not null default now()
+);
+create table group_member (
+    group_id bigint not null references actor_group on delete cascade,
+    actor_id bigint not null references actor on delete cascade,
+    primary key (group_id, actor_id)
+);
+create index group_member_actor on group_member (actor_id);
+alter table access_grant
+    add column group_id bigint references actor_group on delete cascade,
+    add column wildcard boolean not null generated always as (strpos(pattern, '*') > 0) stored,
+    drop constraint access_grant_actor_id_pattern_key,
+    add constraint access_grant_once unique nulls not distinct (actor_id, group_id, pattern),
+    add constraint access_grant_to_one check (num_nonnulls(actor_id, group_id) <= 1);
+create index access_grant_name on access_grant (pattern) where not wildcard;
+create index access_grant_wildcard on access_grant (actor_id, group_id) where wildcard;
+create type ref_action as enum ('create', 'push', 'force', 'delete');
+create table ref_rule (
+    actor_id    bigint references actor on delete cascade,
+    group_id    bigint references actor_group on delete cascade,
+    pattern     text not null,
+    ref_pattern text not null,
+    may         ref_action[] not null,
+    created_at  timestamptz not null default now(),
+    wildcard    boolean not null generated always as (strpos(pattern, '*') > 0) stored,
+    constraint ref_rule_once unique nulls not distinct (actor_id, group_id, pattern, ref_pattern),
+    constraint ref_rule_to_one check (num_nonnulls(actor_id, group_id) <= 1)
+);
+create index ref_rule_name on ref_rule (pattern) where not wildcard;
+create index ref_rule_wildcard on ref_rule (actor_id, group_id) where wildcard;
+create table placement_rule (
+    pattern    text primary key,
+    copies     integer not null check (copies between 1 and 9),
+    min_copies integer check (min_copies between 1 and copies),
+    created_at timestamptz not null default now()
+);
+""",
 }
 """For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""
 

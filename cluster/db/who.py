@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, unique
 from cluster.db.rows import Row
@@ -30,16 +30,42 @@ class UserKey:
     created_at: datetime
 
 
+KEY_COUNTS: LiteralString = """
+    (k.expires_at is null or k.expires_at > now()) and d.mode is distinct from 'disabled' and a.disabled_at is null"""
+"""Whether key `k` of user `a` or device `d` (the other is null) proves anybody now."""
+
+STILL_PROVEN: LiteralString = (
+    """
+    case when %(proof)s::text is null then true
+         when %(certified_until)s::timestamptz is not null then %(certified_until)s::timestamptz > now()
+              and exists (select from actor where name = %(who)s and disabled_at is null)
+         else exists (select from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
+                       where k.fingerprint = %(proof)s and coalesce(a.name, d.name, 'operator') = %(who)s and """
+    + KEY_COUNTS
+    + ") end"
+)
+"""Whether the actor of `proof_of` is still proven; nobody in particular always is."""
+
+
+def proof_of(actor: Actor | None) -> dict[str, Any]:
+    """The parameters of STILL_PROVEN."""
+    return {
+        "proof": actor.fingerprint if actor else None,
+        "who": actor.name if actor else None,
+        "certified_until": actor.certified_until if actor else None,
+    }
+
+
 class Who(Connections):
     """Users, their keys and grants, and whom a key proves."""
 
     def identity(self, fingerprint: str) -> Actor | None:
-        """Whom a key proves, or None. Expired keys and disabled devices prove nobody."""
+        """Whom a key proves, or None. Expired keys, disabled users and disabled devices prove nobody."""
         rows = self._read(
             """select a.name as user_name, d.name as device_name
                  from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
-                where k.fingerprint = %(fingerprint)s and (k.expires_at is null or k.expires_at > now())
-                  and d.mode is distinct from 'disabled'""",
+                where k.fingerprint = %(fingerprint)s and """
+            + KEY_COUNTS,
             {"fingerprint": fingerprint},
         )
         if not rows:
@@ -50,6 +76,18 @@ class Who(Connections):
         if row["user_name"]:
             return Actor(ActorKind.USER, row["user_name"], fingerprint)
         return Actor(ActorKind.OPERATOR, "operator", fingerprint)
+
+    def proves(self, actor: Actor) -> bool:
+        """Whether what proved `actor` still does: a connection outlives its key."""
+        return bool(self._read("select " + STILL_PROVEN + " as proven", proof_of(actor))[0]["proven"])
+
+    def certified(self, principals: Sequence[str], fingerprint: str, until: datetime) -> list[Actor]:
+        """The enabled users among the principals of a certificate that proves them `until` then."""
+        rows = self._read(
+            "select name from actor where name = any(%(names)s) and disabled_at is null order by name",
+            {"names": list(principals)},
+        )
+        return [Actor(ActorKind.USER, row["name"], fingerprint, until) for row in rows]
 
     def _taken(self, statement: LiteralString, params: Mapping[str, str | None]) -> bool:
         """Run a statement that takes something from somebody, and have the devices hear of it at once: those that
@@ -122,41 +160,65 @@ class Who(Connections):
                     {"fingerprint": fingerprint},
                 )
 
-    def grant(self, level: Level, user: str | None, pattern: str) -> None:
-        """`user` None: everyone with a key. A second grant on the same pattern replaces the first."""
+    def grant(self, level: Level, to: str | None, pattern: str) -> None:
+        """`to` a user, "@" and a group, or (None) everyone with a key. A second grant on the same pattern replaces
+        the first."""
         # One statement: a user removed between a look and the insert would turn the grant into one to everyone.
         if not self._write(
-            """insert into access_grant (actor_id, pattern, level)
-               select a.id, %(pattern)s, %(level)s::access_level
-                 from (select null) one left join actor a on a.name = %(user)s
-                where %(user)s::text is null or a.id is not null
-               on conflict (actor_id, pattern) do update set level = excluded.level returning 1""",
-            {"user": user, "pattern": pattern, "level": level.value},
+            """insert into access_grant (actor_id, group_id, pattern, level)
+               select a.id, q.id, %(pattern)s, %(level)s::access_level """
+            + WHOM
+            + """ on conflict on constraint access_grant_once do update set level = excluded.level returning 1""",
+            {**whom(to), "pattern": pattern, "level": level.value},
         ):
-            raise no_user(user or "")
+            raise nobody(to)
 
-    def revoke(self, user: str | None, pattern: str) -> None:
+    def revoke(self, to: str | None, pattern: str) -> None:
         if not self._taken(
-            """delete from access_grant g where pattern = %(pattern)s
-               and g.actor_id is not distinct from (select id from actor where name = %(user)s)
-               and (g.actor_id is null) = (%(user)s::text is null) returning 1""",
-            {"user": user, "pattern": pattern},
+            """delete from access_grant g using (select a.id as actor_id, q.id as group_id """
+            + WHOM
+            + """) w where g.pattern = %(pattern)s and g.actor_id is not distinct from w.actor_id
+                   and g.group_id is not distinct from w.group_id returning 1""",
+            {**whom(to), "pattern": pattern},
         ):
             raise NotFound(
-                f"{user or 'everyone'} has no grant on {pattern}", hint="`git-cluster grant list` shows them"
+                f"{to or 'everyone'} has no grant on {pattern}", hint="`git-cluster grant list` shows them"
             )
 
     def grants(self, user: str | None = None) -> list[Grant]:
-        """All grants, or those that concern one user."""
+        """All grants, or those that concern one user: by name, by a group, or to everyone."""
         return [
-            Grant(row["name"], row["pattern"], Level(row["level"]))
+            Grant(row["actor"], row["pattern"], Level(row["level"]))
             for row in self._read(
-                """select a.name, g.pattern, g.level from access_grant g left join actor a on a.id = g.actor_id
-                    where %(user)s::text is null or g.actor_id is null or a.name = %(user)s
-                    order by a.name nulls first, g.pattern""",
+                """select coalesce(a.name, '@' || q.name) as actor, g.pattern, g.level
+                     from access_grant g left join actor a on a.id = g.actor_id
+                     left join actor_group q on q.id = g.group_id
+                    where %(user)s::text is null or num_nonnulls(g.actor_id, g.group_id) = 0 or a.name = %(user)s
+                       or g.group_id in (select m.group_id from group_member m join actor u on u.id = m.actor_id
+                                          where u.name = %(user)s)
+                    order by 1 nulls first, g.pattern""",
                 {"user": user},
             )
         ]
+
+
+WHOM: LiteralString = """
+    from (select null) one left join actor a on a.name = %(user)s left join actor_group q on q.name = %(group)s
+   where (%(user)s::text is null or a.id is not null) and (%(group)s::text is null or q.id is not null)"""
+"""User `a` or group `q` of `whom`, or neither, for everyone: one row; none where there is no such user or group."""
+
+
+def whom(to: str | None) -> dict[str, str | None]:
+    """The parameters of WHOM."""
+    group = to is not None and to.startswith("@")
+    return {"user": None if group else to, "group": to[1:] if to and group else None}
+
+
+def nobody(to: str | None) -> NotFound:
+    """The error where `to` is neither a user nor a group that exists."""
+    if to is not None and to.startswith("@"):
+        return NotFound(f"there is no group {to}", hint="`git-cluster group list` shows them")
+    return no_user(to or "")
 
 
 def no_user(name: str) -> NotFound:
