@@ -124,8 +124,8 @@ def _owner(data_dir: Path) -> str:
 
 
 def _program() -> list[str]:
-    """git-cluster as it runs now."""
-    return [sys.executable, "-m", "cluster"]
+    """git-cluster as it runs now, and nothing that happens to lie in the folder where sshd starts it."""
+    return [sys.executable, "-P", "-m", "cluster"]
 
 
 def _first_line() -> str:

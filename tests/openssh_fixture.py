@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.loopback import READY, LoopbackDevice, free_port
 from cluster.openssh import SOCKET
 from cluster.sshd_files import sshd_program
-from tests.cluster_fixture import Cluster, Done
+from tests.cluster_fixture import Cluster
 
 
 class OpenSSHCluster(Cluster):
@@ -35,8 +35,8 @@ class OpenSSHCluster(Cluster):
         self._sshds: dict[str, subprocess.Popen[bytes]] = {}
         # sshd runs no program that others might have written: not from below /tmp, for example.
         root = next((path for path in (Path(__file__).parent.parent, Path("/run")) if _is_safe(path)), None)
-        self._hooks = Path(tempfile.mkdtemp(prefix=".test-hooks-", dir=root))
-        self._hooks.chmod(0o755)
+        self.hooks = Path(tempfile.mkdtemp(prefix=".test-hooks-", dir=root))
+        self.hooks.chmod(0o755)
 
     def new_device(self, name: str) -> LoopbackDevice:
         return LoopbackDevice(name, self.directory / name, free_port(), user=getpass.getuser())
@@ -59,11 +59,24 @@ class OpenSSHCluster(Cluster):
         """sshd stays."""
         super().stop(name, how=how)
 
+    def kill_sshd(self, name: str) -> None:
+        """The one that listens, and those that it started for its clients; not what these have started."""
+        family = [self._sshds[name].pid]
+        for pid in family:
+            family += [child for child in _children(pid) if _program(child).startswith("sshd")]
+        for pid in reversed(family):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._stop_sshd(name)
+
+    def start_sshd(self, name: str) -> None:
+        self._start_sshd(self.devices[name])
+
     def close(self) -> None:
         for name in list(self._sshds):
             self._stop_sshd(name)
         super().close()
-        shutil.rmtree(self._hooks, ignore_errors=True)
+        shutil.rmtree(self.hooks, ignore_errors=True)
 
     def converged(self, repository: str = "team/app") -> bool:
         for name in self.without_daemon:  # who is asked for it syncs; nobody else does so here
@@ -80,7 +93,7 @@ class OpenSSHCluster(Cluster):
 
     def _start_sshd(self, device: LoopbackDevice) -> None:
         device.data_dir.mkdir(exist_ok=True)
-        folder = self._hooks / device.name
+        folder = self.hooks / device.name
         arguments = ["--port", str(device.port), "--user", device.user]
         done = self.admin(
             "sshd", "install", str(folder), *arguments, "--host-key", str(device.directory / "host_ed25519"),
@@ -131,12 +144,21 @@ def _listens(folder: Path) -> bool:
     return False
 
 
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _program(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text()
+    return ""
+
+
 def _is_safe(path: Path) -> bool:
     return all(p.stat().st_uid == 0 and not p.stat().st_mode & 0o022 for p in (path, *path.parents))
 
 
 def _interpreter() -> str:
     return shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
-
-
-__all__ = ["Done", "OpenSSHCluster"]
