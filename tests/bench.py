@@ -28,9 +28,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psycopg
+
 from cluster import embedded
 from cluster.loopback import free_port
 from tests.cluster_fixture import Cluster
+from tests.openssh_fixture import OpenSSHCluster
 
 Run = Callable[[], object]
 
@@ -160,6 +163,31 @@ class Bench:
         self.compare(
             "64 ls-remote, 8 at once", 0.25, all_of(ours), all_of(theirs), rounds=min(5, self.rounds)
         )
+
+    def ls_remote_openssh(self) -> None:
+        """The same sshd on both sides; ours with the hooks, the daemon up."""
+        _, theirs, work = self._pair("hooked", min_copies=1)
+        with psycopg.connect(self.cluster.database, autocommit=True) as connection:
+            connection.execute("create database openssh")
+        behind = OpenSSHCluster(
+            self.cluster.directory / "openssh",
+            self.cluster.database.replace("/postgres?", "/openssh?", 1),
+            {},
+        )
+        try:
+            behind.set_up(["a"])
+            behind.start("a")
+            behind.create("hooked")
+            ours = behind.url("a", "hooked")
+            behind.ok("push", "-q", ours, "HEAD:refs/heads/main", cwd=work)
+            self.compare(
+                "ls-remote, OpenSSH with the hooks",
+                1.10,
+                lambda: behind.ok("ls-remote", ours),
+                lambda: self.cluster.ok("ls-remote", theirs),
+            )
+        finally:
+            behind.close()
 
     def push(self) -> None:
         for copies, target in ((1, 0.50), (2, 0.80)):
@@ -331,6 +359,7 @@ def main() -> None:
         )
         for row in (
             bench.ls_remote,
+            bench.ls_remote_openssh,
             bench.many_ls_remotes,
             bench.push,
             bench.clone,
