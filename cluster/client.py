@@ -26,7 +26,14 @@ class Client(Protocol):
 
     @property
     def gone(self) -> bool:
-        """Whether the client hung up."""
+        """Whether the client hung up, or was hung up on."""
+
+    def hang_up(self, why: str = "") -> None:
+        """End it as if the client had: reads return b"", writes raise ClientGone, and it is gone.
+
+        why: told on standard error where that can be done without waiting. Returns at once; may be called from any
+        thread, and again.
+        """
 
 
 CHUNK = 65536

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Thread, Timer
 from typing import Any
 
 from cluster.errors import ClientGone
 from cluster.wire import LOST, PREFIX, WINDOW
+
+LAST_WORDS = 2.0
+"""Seconds to hang up in good order: where the network takes nothing any more, the connection is cut."""
+
+ROOM = 4096
+"""Bytes that a client must be willing to take for its last words to be sent."""
 
 
 class ChannelClient:
@@ -52,6 +59,18 @@ class ChannelClient:
     @property
     def gone(self) -> bool:
         return bool(self._channel.closed or not self._channel.get_transport().is_active())
+
+    def hang_up(self, why: str = "") -> None:
+        Thread(target=self._hang_up, args=(why,), name="ssh hang up", daemon=True).start()
+
+    def _hang_up(self, why: str) -> None:
+        cut = Timer(LAST_WORDS, self._channel.get_transport().close)
+        cut.daemon = True
+        cut.start()
+        if why and self._channel.out_window_size > ROOM:
+            self.say(f"error: {why}")
+        self.finish(1)
+        cut.cancel()
 
     def finish(self, code: int) -> None:
         """The exit status, the end of output, and the close, in the order that clients expect them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -46,11 +46,20 @@ def database_url(postgres: str) -> Iterator[str]:
 
 @pytest.fixture
 def make_cluster(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    """Make a cluster of real devices on loopback: make_cluster("abc"), or with `start=""` to start some later."""
+    """Make a cluster of real devices on loopback: make_cluster("abc"), or with `start=""` to start some later.
+
+    sections: tables of the devices' configuration: make_cluster("a", sections={"limits": {"push_refs": 3}}).
+    """
     made: list[Cluster] = []
 
-    def make(names: str = "abc", *, start: str | None = None, **writes: str) -> Cluster:
-        cluster = Cluster(tmp_path / f"cluster{len(made)}", database_url, writes)
+    def make(
+        names: str = "abc",
+        *,
+        start: str | None = None,
+        sections: Mapping[str, Mapping[str, str | int]] | None = None,
+        **writes: str,
+    ) -> Cluster:
+        cluster = Cluster(tmp_path / f"cluster{len(made)}", database_url, writes, sections)
         made.append(cluster)
         cluster.set_up(list(names))
         for name in names if start is None else start:
