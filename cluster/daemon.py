@@ -124,7 +124,7 @@ def run(config: Config) -> NoReturn:
     if ended := node.db.end_sessions_of(node.name):
         _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
-    server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node))
+    server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node), node.limits)
     host, port = server.start()
     keeper.start()
     _log.info("device %s serves SSH on %s port %s", node.name, host, port)
