@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -25,16 +26,24 @@ class Client(Protocol):
     def say(self, line: str) -> None:
         """One line for the person, `line` without "cluster: "; shown as "remote: cluster: <line>"."""
 
-    def send_from(self, fd: int) -> None:
-        """Everything that can be read from the pipe `fd`, until its end, to the client's output. ClientGone."""
+    def send_from(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
+        """Everything that can be read from the pipe `fd`, until its end, to the client's output. ClientGone.
+        stirred: called whenever something has passed."""
 
-    def receive_into(self, fd: int) -> None:
+    def receive_into(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
         """Everything that the client still sends, until its end, into the pipe `fd`. BrokenPipeError where nobody
         reads it any more. `fd` is not to be written to by others meanwhile."""
 
     @property
     def gone(self) -> bool:
-        """Whether the client hung up."""
+        """Whether the client hung up, or was hung up on."""
+
+    def hang_up(self, why: str = "") -> None:
+        """End it as if the client had: reads return b"", writes raise ClientGone, and it is gone.
+
+        why: told on standard error where that can be done without waiting. Returns at once; may be called from any
+        thread, and again.
+        """
 
 
 CHUNK = 65536

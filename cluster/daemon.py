@@ -64,7 +64,7 @@ def run(config: Config) -> NoReturn:
     hooks.start()
     where = "SSH through OpenSSH's hooks"
     if config.ssh is not None:
-        server = SshServer(config.ssh.listen, config.ssh.host_key, requests)
+        server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
         servers.append(server)
         where = "SSH on {} port {}".format(*server.start())
     keeper.start()

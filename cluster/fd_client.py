@@ -11,7 +11,7 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Condition
 
@@ -71,12 +71,13 @@ class FdClient:
         if view:
             raise ClientGone("the client hung up")
 
-    def send_from(self, fd: int) -> None:
+    def send_from(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
         with self._using() as there:
             while there and self._wait(fd, select.POLLIN) and self._wait(self._out, select.POLLOUT):
                 try:
                     if not os.splice(fd, self._out, SPLICE, flags=os.SPLICE_F_NONBLOCK):
                         return
+                    stirred()
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -85,15 +86,17 @@ class FdClient:
                     # What stands behind sshd, or behind whoever runs the hook, may be something that cannot splice.
                     while data := os.read(fd, CHUNK):
                         self.write(data)
+                        stirred()
                     return
         raise ClientGone("the client hung up")
 
-    def receive_into(self, fd: int) -> None:
+    def receive_into(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
         with self._using() as there:
             while there and self._wait(self._in, select.POLLIN) and self._wait(fd, select.POLLOUT):
                 try:
                     if not os.splice(self._in, fd, SPLICE, flags=os.SPLICE_F_NONBLOCK):
                         return
+                    stirred()
                 except BlockingIOError:
                     continue
                 except BrokenPipeError:
@@ -102,6 +105,7 @@ class FdClient:
                     if error.errno == errno.EINVAL:
                         while data := self.read(CHUNK):
                             write_all(fd, data)
+                            stirred()
                     return
 
     @contextmanager
@@ -139,9 +143,11 @@ class FdClient:
             poll.register(self._out, 0)  # POLLERR or POLLHUP: nobody reads it
             return bool(poll.poll(0))
 
-    def hang_up(self) -> None:
-        """From another thread: the client counts as gone from now on."""
+    def hang_up(self, why: str = "") -> None:
         with self._using() as there:
+            if there and why:
+                with suppress(OSError):  # what a client does not read at once, it does not get
+                    os.write(self._err, spoken(f"error: {why}"))
             if there:
                 os.write(self._wake, b".")
 

@@ -64,13 +64,23 @@ class LoopbackDevice:
 
 
 class Loopback:
-    """A cluster under `directory` on the PostgreSQL at `database`."""
+    """A cluster under `directory` on the PostgreSQL at `database`.
 
-    def __init__(self, directory: Path, database: str, *, writes: Mapping[str, str] | None = None) -> None:
+    writes, sections: [writes], and further tables, of every device's configuration; their values are TOML.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        database: str,
+        *,
+        writes: Mapping[str, str] | None = None,
+        sections: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.directory = directory
         self.database = database
         self.devices: dict[str, LoopbackDevice] = {}
-        self._writes = dict(writes or {})
+        self._sections = {"writes": dict(writes or {}), **(sections or {})}
 
     # ------------------------------------------------------------------------------------------ set up
 
@@ -105,7 +115,10 @@ class Loopback:
         device.directory.mkdir(exist_ok=True)
         key = _key(write_keypair(device.directory / "device_ed25519", name))
         host_key = _key(write_keypair(device.directory / "host_ed25519", name))
-        writes = "".join(f"{option} = {value}\n" for option, value in self._writes.items())
+        tables = "\n".join(
+            f"[{table}]\n" + "".join(f"{option} = {value}\n" for option, value in options.items())
+            for table, options in self._sections.items()
+        )
         _write(
             device.config,
             f"""{self._cluster_section(self.database_of(name))}
@@ -115,8 +128,7 @@ data_dir = "data"
 key = "device_ed25519"
 
 {self.endpoint_section(device)}
-[writes]
-{writes}""",
+{tables}""",
         )
         db.add_device(
             name,

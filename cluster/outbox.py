@@ -32,8 +32,8 @@ class Outbox:
     def read(self, size: int) -> bytes:
         return self._client.read(size)
 
-    def receive_into(self, fd: int) -> None:
-        self._client.receive_into(fd)
+    def receive_into(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
+        self._client.receive_into(fd, stirred)
 
     @property
     def gone(self) -> bool:

@@ -28,6 +28,7 @@ from cluster import failing, git, hooks
 from cluster.client import Client, write_all
 from cluster.disk import ReplicaLock
 from cluster.errors import ClientGone, ClusterError, DiskFailed, GitFailed
+from cluster.limits import size
 from cluster.model import RefUpdate
 from cluster.outbox import Outbox
 from cluster.report import Commands, Report, frame, packets, read_some
@@ -35,6 +36,9 @@ from cluster.report import Commands, Report, frame, packets, read_some
 CHUNK = 65536
 MOST_COMPLAINT = 16384
 """Bytes of Git's last words that are kept."""
+
+TOO_LARGE = b"pack exceeds maximum allowed size"
+"""What Git's unpack-objects and index-pack say of receive.maxInputSize."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ class Receiving:
 
     lock: the replica's write lock, not taken; receive-pack inherits its open file, and `objects`, the shared lock of
     whoever adds objects.
+
+    most_bytes, most_refs: what this push may bring at the most, in its pack and in its list; None: anything.
     """
 
     def __init__(
@@ -77,10 +83,13 @@ class Receiving:
         objects: int,
         protocol: str,
         environment: Mapping[str, str],
+        most_bytes: int | None = None,
+        most_refs: int | None = None,
     ) -> None:
         self.lock = lock
         self._heard = b""
-        self._commands = Commands()
+        self._most_bytes = most_bytes
+        self._commands = Commands(most_refs)
         self._report = Report()
         self._sending = Lock()
         self._reasons: dict[str, str] = {}
@@ -107,6 +116,8 @@ class Receiving:
             "receive.advertisePushOptions": "true",
             "receive.autogc": "false",
         }
+        if most_bytes is not None:
+            config["receive.maxInputSize"] = str(most_bytes)
         env = git.environment(
             config,
             GIT_CLUSTER_TELL=str(tell),
@@ -234,9 +245,11 @@ class Receiving:
 
     def finish(self) -> int:
         """Wait until receive-pack has ended and everything it said is with the client; its exit code."""
+        if not self._released:  # Git ended without asking: hear all of it, then let its report go
+            self._join()
+            self._explain_size()
         self._release()
-        for thread in self._threads[2:]:
-            thread.join()
+        self._join()
         code = self._process.wait()
         if (disk := self._disk_failed()) is not None:
             error = disk.on(self._device)
@@ -247,7 +260,21 @@ class Receiving:
         for why in unheard:
             self._client.say(why)
         self._client.flush()
-        return 1 if (self._failed is not None or unheard) and code == 0 else code
+        return 1 if (self._failed is not None or unheard) and code <= 0 else code
+
+    def _join(self) -> None:
+        """Wait until all that Git said is on its way."""
+        for thread in self._threads[2:]:
+            thread.join()
+
+    def _explain_size(self) -> None:
+        if self._most_bytes is None or TOO_LARGE not in self.complaint:
+            return
+        why = f"this push is larger than {size(self._most_bytes)}, the most that this device takes"
+        _log.warning("a push failed: %s", why)
+        self._report.unpack_why = why
+        self._reasons = {update.ref: why for update in self._commands.updates}
+        self.say("push it in smaller steps, or ask an administrator")
 
     def _disk_failed(self) -> DiskFailed | None:
         """What Git's complaints come of, where that is the disk. None: of something else, or there are none."""
@@ -277,13 +304,26 @@ class Receiving:
         """From the client to Git, noting the commands and capabilities that come first."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError, ClientGone):
-            while not self._commands.known and (data := self._client.read(CHUNK)):
+            while not self._commands.over and (data := self._client.read(CHUNK)):
                 self._commands.feed(data)
+                if self._commands.excess is not None:
+                    self._turn_away(*self._commands.excess)
+                    break
                 write_all(self._process.stdin.fileno(), data)
-            self._client.receive_into(self._process.stdin.fileno())
+            else:
+                self._client.receive_into(self._process.stdin.fileno())
         self._commands.end()
         with suppress(BrokenPipeError):
             self._process.stdin.close()
+
+    def _turn_away(self, what: str, hint: str) -> None:
+        """The list is longer than is allowed. Git has not seen its end, so it has done nothing."""
+        while not self._commands.known and (data := self._client.read(CHUNK)):
+            self._commands.feed(data)
+        _log.warning("a push failed: %s", what)
+        self.say(hint)
+        self._failed, self._report.trailer = what, b"0000" if self._commands.side_band else b""
+        git.kill(self._process)
 
     def _download(self) -> None:
         """From Git to the client: the advertisement and progress at once, the report when it is released."""

@@ -17,8 +17,17 @@ from dulwich.protocol import Protocol, pkt_line
 
 from cluster.model import RefUpdate
 
-MOST_COMMANDS = 64 << 20
-"""Bytes of commands that are read along: about 400,000 refs in one push. Longer lists are still Git's to judge."""
+BYTES_A_REF = 512
+"""Most bytes of a list of commands for each ref that is allowed, on average: two object ids, and its name."""
+
+MOST_LINE = 16 << 10
+"""Bytes of one command. The file system ends names earlier; the first command brings the client's capabilities."""
+
+MOST_OPTIONS = 256 << 10
+"""Bytes of push options, which become the environment of hooks."""
+
+DRAIN = 16 << 20
+"""Bytes of commands that are read on with after a push was found to have too many, to answer each by its name."""
 
 BAND = 65515
 """Most bytes in one packet of side-band-64k, behind its length and its band."""
@@ -56,12 +65,22 @@ def frame(band: bytes, data: bytes) -> bytes:
 
 
 class Commands:
-    """What the client asks receive-pack for, read along while it passes by."""
+    """What the client asks receive-pack for, read along while it passes by.
 
-    def __init__(self) -> None:
+    most: refs that it may ask for; None: any number. Where it asks for more, or in more bytes than so many refs can
+    need, `excess` says so: nothing of what came with that call of `feed`, or comes later, may reach Git. The list is
+    then read on to its end, for its names alone, so that each ref can be answered; for DRAIN bytes at the most.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
         self.updates: list[RefUpdate] = []
         self.capabilities: frozenset[bytes] = frozenset()
+        self.excess: tuple[str, str] | None = None
+        self._names: list[bytes] = []
+        self._most = most
+        self._bytes = 0
         self._known = Event()
+        self._ended = False
         self._buffer = b""
 
     @property
@@ -72,42 +91,93 @@ class Commands:
     def wants_report(self) -> bool:
         return bool({b"report-status", b"report-status-v2"} & self.capabilities)
 
+    @property
+    def known(self) -> bool:
+        """Whether the client has sent its list, or never will."""
+        return self._known.is_set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of what comes next is looked at."""
+        return self._ended
+
     def wait(self) -> None:
-        """Until the client has sent its list, or never will."""
+        """Until it is known."""
         self._known.wait()
 
     @property
-    def known(self) -> bool:
-        """Whether the list is complete: what comes next is not looked at."""
-        return self._known.is_set()
+    def refs(self) -> list[bytes]:
+        """What the client wants to change, by name."""
+        return [update.ref.encode("utf-8", "surrogateescape") for update in self.updates] + self._names
 
     def end(self) -> None:
         """There is no more to come."""
         self._known.set()
+        self._ended = True
         self._buffer = b""
 
     def feed(self, data: bytes) -> None:
-        """Bytes on their way to Git. What comes behind the list (push options, the pack) is not looked at."""
-        if self._known.is_set():
+        """Bytes on their way to Git. What comes behind the list is not looked at, but for the size of its options."""
+        if self._ended:
             return None
-        self._buffer += data
-        while len(self._buffer) >= 4:
-            length = _length(self._buffer, 0)
-            if length is None or length < 4 or len(self._buffer) > MOST_COMMANDS:
+        at, buffer = 0, self._buffer + data
+        while len(buffer) - at >= 4:
+            length = _length(buffer, at)
+            if length is None or length < 4:
+                if (
+                    self.known
+                    or self.excess
+                    or self._most is None
+                    or b"push-options" not in self.capabilities
+                ):
+                    return self.end()
+                self._known.set()  # its options follow
+                self._bytes, length = 0, 4
+            if len(buffer) - at < length:
+                break
+            self._count(length)
+            if not self.known:
+                self._line(buffer[at + 4 : at + length])
+            elif self.excess:
                 return self.end()
-            if len(self._buffer) < length:
-                return None
-            self._line(self._buffer[4:length])
-            self._buffer = self._buffer[length:]
+            at += length
+        self._buffer = buffer[at:]
+        if self.excess and self._bytes > DRAIN:
+            self._names, self.capabilities = [], frozenset()  # nobody listens for a report
+            return self.end()
         return None
+
+    def _count(self, length: int) -> None:
+        self._bytes += length
+        if self._most is None or self.excess:
+            return
+        if self.known and self._bytes > MOST_OPTIONS:
+            self._refuse("the options of this push are too long", "push with fewer options")
+        elif not self.known and length > MOST_LINE:
+            self._refuse("a ref's name in this push is too long", "choose a shorter name")
+        elif not self.known and self._bytes > max(DRAIN, self._most * BYTES_A_REF):
+            self._refuse("this push's list of refs is too long", "push fewer refs at a time")
+
+    def _refuse(self, what: str, hint: str) -> None:
+        self.excess = (what, hint)
+        self._bytes = 0
 
     def _line(self, payload: bytes) -> None:
         command, _, capabilities = payload.partition(b"\0")
         if capabilities:
             self.capabilities = frozenset(capabilities.split())
-        words = command.rstrip(b"\n").decode("utf-8", "surrogateescape").split(" ", 2)
-        if len(words) == 3 and words[0] != "shallow":
-            self.updates.append(RefUpdate(words[2], words[0], words[1]))
+        words = command.rstrip(b"\n").split(b" ", 2)
+        if len(words) != 3 or words[0] == b"shallow":
+            return
+        if self._most is not None and not self.excess and len(self.updates) == self._most:
+            refs = "1 ref" if self._most == 1 else f"{self._most} refs"
+            what = f"this push changes more than {refs}, the most that this device takes in one"
+            self._refuse(what, "push fewer refs at a time, or ask an administrator")
+        if self.excess:
+            self._names.append(words[2])
+        else:
+            old, new, ref = (word.decode("utf-8", "surrogateescape") for word in words)
+            self.updates.append(RefUpdate(ref, old, new))
 
 
 class Report:
@@ -120,6 +190,8 @@ class Report:
         self._complete = False
         self._ended = False
         self._taken = False
+        self.unpack_why: str | None = None
+        """What to say of objects that could not be stored, instead of what Git says."""
 
     def feed(self, data: bytes) -> None:
         """More of the report. It is whole once its own flush packet is there."""
@@ -146,16 +218,23 @@ class Report:
         if not self._taken and (self._complete or self._ended):
             self._taken = True
             if commands.wants_report and (self._inner or failed is not None):
-                text = _failure(commands, failed) if failed is not None else _corrected(self._inner, reasons)
+                text = _failure(commands, failed) if failed is not None else self._corrected(reasons)
                 out = frame(b"\1", text) if commands.side_band else text
         if self._taken and self._ended:
             out, self.trailer = out + self.trailer, b""
         return out
 
+    def _corrected(self, reasons: Mapping[str, str]) -> bytes:
+        text = _corrected(self._inner, reasons)
+        length = _length(text, 0)
+        if self.unpack_why is None or not self.unpack_failed or length is None:
+            return text
+        return pkt_line(b"unpack " + _one_line(self.unpack_why) + b"\n") + text[length:]
+
 
 def _failure(commands: Commands, why: str) -> bytes:
     lines = [pkt_line(b"unpack ok\n")]
-    lines += [_ng(update.ref.encode("utf-8", "surrogateescape"), why) for update in commands.updates]
+    lines += [_ng(ref, why) for ref in commands.refs]
     return b"".join(lines) + pkt_line(None)
 
 
@@ -178,5 +257,8 @@ def _length(data: bytes, at: int) -> int | None:
 
 
 def _ng(ref: bytes, why: str) -> bytes:
-    one_line = " ".join(why.split())[:1000]
-    return pkt_line(b"ng " + ref + b" " + one_line.encode("utf-8", "replace") + b"\n")
+    return pkt_line(b"ng " + ref + b" " + _one_line(why) + b"\n")
+
+
+def _one_line(why: str) -> bytes:
+    return " ".join(why.split())[:1000].encode("utf-8", "replace")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from cluster import admin, failing, logs, session, stage
 from cluster.client import Client
 from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
+from cluster.limits import Sessions, Watch
 from cluster.model import Actor, ActorKind, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
@@ -21,6 +22,9 @@ class Requests:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        limits = node.limits
+        self._sessions = Sessions(per_address=limits.sessions_per_address, per_user=limits.sessions_per_user)
+        self._watch = Watch(idle=limits.idle_timeout, total=limits.session_timeout)
 
     def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
         try:
@@ -33,7 +37,11 @@ class Requests:
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
         try:
-            return self._run(actor, command, client, protocol=protocol, address=address)
+            with (
+                self._sessions.one(actor, address),
+                self._watch.over(client, actor, address) as watched,
+            ):
+                return self._run(actor, command, watched, protocol=protocol, address=address)
         except (DiskFailed, OSError) as error:
             disk = failing.of_error(error)
             if disk is None:

@@ -121,6 +121,7 @@ def authorize(node: Node, request: Request) -> Snapshot:
 def receiving(node: Node, request: Request, snapshot: Snapshot, client: Client) -> Iterator[Receiving]:
     """receive-pack on this device's replica, with the replica's write lock (not taken yet) among its open files."""
     lock = node.store.write_lock(snapshot.repository.id)
+    limited = request.actor.kind is not ActorKind.OPERATOR  # who imports brings what there is
     try:
         with (
             node.store.adding_objects(snapshot.repository.id) as objects,
@@ -138,6 +139,8 @@ def receiving(node: Node, request: Request, snapshot: Snapshot, client: Client) 
                     "GIT_CLUSTER_VIA": request.via,
                     "GIT_CLUSTER_ADDRESS": request.address,
                 },
+                most_bytes=node.limits.push_size if limited else None,
+                most_refs=node.limits.push_refs if limited else None,
             ) as git_push,
         ):
             yield git_push

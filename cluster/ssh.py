@@ -1,13 +1,14 @@
 """The built-in SSH endpoint: one thread a connection, one a command, and no way to a shell.
 
-    SshServer        listens; knows every connection; ends those that do not log in
+    SshServer        listens; knows every connection; ends those that do not log in, or do nothing
         _Connection  one client: which key it proved, what it may ask for (nothing but exec)
             _Session one channel: its GIT_PROTOCOL, its command
                 ChannelClient   the Client that the command's handler speaks to (cluster/ssh_channel.py)
 
 What a connection's thread (paramiko's) does must not block others: a database lookup here delays this client alone.
 Everybody on the network can reach what runs before authentication; it is bounded in time, number and memory.
-What paramiko itself lacks for that is in cluster/wire.py and cluster/ssh_wire.py.
+What paramiko itself lacks for that is in cluster/wire.py and cluster/ssh_wire.py. Who has to leave:
+cluster/ssh_room.py.
 """
 
 from __future__ import annotations
@@ -33,21 +34,20 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     OPEN_SUCCEEDED,
 )
 
+from cluster.config import LimitsSection
 from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
 from cluster.errors import ClusterError, ConfigError, Refused
 from cluster.keyfiles import load_key
 from cluster.model import Actor, ActorKind
 from cluster.ssh_channel import ChannelClient
+from cluster.ssh_room import Room
 from cluster.ssh_wire import ServerWire, UnusableKey
-
-LOGIN_GRACE = 30.0
-"""Seconds from connecting to a proven key."""
-
-MAX_STRANGERS = 64
-"""Connections that have not proven a key; more are closed at once."""
 
 MAX_CHANNELS = 10
 """Commands at once on one connection, as OpenSSH's MaxSessions."""
+
+TICK = 1.0
+"""Seconds between two looks for connections whose time is over."""
 
 FAREWELL = 1.0
 """Seconds for a client to hang up by itself, once its command has ended."""
@@ -63,22 +63,27 @@ log = logging.getLogger(__name__)
 class SshServer:
     """Listens on `listen`. Nothing is read or opened before start()."""
 
-    def __init__(self, listen: tuple[str, int], host_key: Path, handlers: Handlers) -> None:
+    def __init__(
+        self,
+        listen: tuple[str, int],
+        host_key: Path,
+        handlers: Handlers,
+        limits: LimitsSection | None = None,
+    ) -> None:
         self._listen, self._key_path, self.handlers = listen, host_key, handlers
+        self.room = Room(limits or LimitsSection())
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)
         self._connections: set[_Connection] = set()
         self._socket: socket.socket | None = None
         self._running = 0
         self._stopping = threading.Event()
-        self._turned_away = 0
-        self._told_at = float("-inf")
 
     def start(self) -> tuple[str, int]:
         """Listen, from a thread of its own; the address that was bound. ConfigError where that cannot be."""
         self._host_key = load_key(self._key_path, "the host key of the SSH endpoint")
         self._socket = listener = _bind(self._listen)
-        listener.settimeout(1.0)  # how often the accepting thread looks for those that do not log in
+        listener.settimeout(TICK)
         threading.Thread(target=self._accept, args=(listener,), name="ssh accept", daemon=True).start()
         host, port = listener.getsockname()[:2]
         return host, port
@@ -110,6 +115,7 @@ class SshServer:
     # Connections
 
     def _accept(self, listener: socket.socket) -> None:
+        look = 0.0
         while not self._stopping.is_set():
             try:
                 sock, address = listener.accept()
@@ -120,22 +126,15 @@ class SshServer:
                     break
                 log.error("accepting SSH connections: %s", error.strerror)  # most likely: too many open files
                 time.sleep(0.1)
-                continue
-            self._end_strangers()
+                sock = None
+            if time.monotonic() >= look:
+                look = time.monotonic() + TICK
+                self.room.end_late(self._present())
             if sock:
                 self._admit(sock, str(address[0]).removeprefix("::ffff:"))
 
     def _admit(self, sock: socket.socket, address: str) -> None:
-        with self._lock:
-            strangers = sum(1 for connection in self._connections if connection.stranger)
-        if strangers >= MAX_STRANGERS:
-            sock.close()
-            self._turned_away += 1
-            if time.monotonic() - self._told_at > 10:  # one line for a flood
-                what = "%d connections have not logged in yet: turned away %d more, the last from %s"
-                log.warning(what, strangers, self._turned_away, address)
-                self._turned_away, self._told_at = 0, time.monotonic()
-            return
+        self.room.make_room(self._present())
         try:
             connection = _Connection(self, sock, address)
         except OSError:  # gone already
@@ -152,14 +151,12 @@ class SshServer:
         if self._stopping.is_set():  # close() may have looked before it was there
             connection.hang_up()
 
-    def _end_strangers(self) -> None:
-        now = time.monotonic()
+    def _present(self) -> list[_Connection]:
         with self._lock:
-            late = [each for each in self._connections if each.stranger and now - each.since > LOGIN_GRACE]
-        for connection in late:
-            connection.hang_up(f"not logged in after {LOGIN_GRACE:.0f} seconds")
+            return list(self._connections)
 
     def ended(self, connection: _Connection) -> None:
+        self.room.ended(connection)
         with self._change:
             self._connections.discard(connection)
             self._change.notify_all()
@@ -198,13 +195,18 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
 
     def __init__(self, server: SshServer, sock: socket.socket, address: str) -> None:
         self.server, self.address = server, address
-        self.since = time.monotonic()
+        self.since = self._quiet_since = time.monotonic()
         self.served_at = float("-inf")
         self._found: dict[str, Actor | ClusterError | None] = {}
         self._proven: Actor | ClusterError | None = None
         self._sessions: dict[int, _Session] = {}
         self._opened = 0
+        self._patience = (
+            server.room.limits.login_grace / 2
+        )  # who offers a few keys must get to the one that fits
         self._why = ""
+        self._error: BaseException | None = None
+        self._leaving = threading.Event()
         self._sock = sock
         self._wire = ServerWire(sock)
 
@@ -215,21 +217,47 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
 
     @property
     def stranger(self) -> bool:
-        """Whether it has not proven a key that somebody owns."""
         return not (isinstance(self._proven, Actor) and self._wire.is_authenticated())
+
+    @property
+    def user(self) -> str:
+        proven = self._proven
+        known = not self.stranger and isinstance(proven, Actor) and proven.kind is ActorKind.USER
+        return proven.name if known and isinstance(proven, Actor) else ""
+
+    @property
+    def progress(self) -> int:
+        return bool(self._wire.remote_version) + bool(self._wire.initial_kex_done)
+
+    @property
+    def idle_since(self) -> float | None:
+        if isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE:
+            return None
+        if any(session.started for session in list(self._sessions.values())):
+            return None
+        return self._quiet_since
+
+    @property
+    def leaving(self) -> bool:
+        return self._leaving.is_set()
+
+    @property
+    def failed(self) -> str | None:
+        if self._wire.authenticated:
+            return None
+        return self._why or ascii(str(self._error or "hung up")[:200])[1:-1] or "hung up"
 
     def hang_up(self, why: str = "") -> None:
         self._why = why
+        self._leaving.set()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes the connection's thread up; close alone does not
         self._wire.close()
 
     def ended(self, error: BaseException | None) -> None:
         """The connection's thread is about to end."""
+        self._error = error
         self.server.ended(self)
-        if not self._wire.authenticated:
-            why = self._why or ascii(str(error or "hung up")[:200])[1:-1] or "hung up"
-            log.info("%s: ended before logging in: %s", self.address, why)
 
     # Authentication
 
@@ -240,13 +268,20 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         """Asked when a key is offered and again when it is proven. The last answer given is the one that counts."""
         if isinstance(key, UnusableKey):
             self._proven = None
-            return int(AUTH_FAILED)
+            return self._refuse()
         blob = key.asbytes()
         fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
         if fingerprint not in self._found:
             self._found[fingerprint] = self._look_up(key, blob, fingerprint)
         self._proven = self._found[fingerprint]
-        return int(AUTH_FAILED if self._proven is None else AUTH_SUCCESSFUL)
+        return self._refuse() if self._proven is None else int(AUTH_SUCCESSFUL)
+
+    def _refuse(self) -> int:
+        """Say no: to an address that fails again and again, not at once. Nobody but this client waits."""
+        delay = min(self.server.room.delay(self.address), self._patience)
+        self._patience -= delay
+        self._leaving.wait(delay)
+        return int(AUTH_FAILED)
 
     def _look_up(self, key: Any, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
         encoded = base64.b64encode(blob).decode()
@@ -263,6 +298,18 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         if found:
             log.debug("%s: %s %s by key %s", self.address, found.kind, found.name, fingerprint)
         return found
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        return self._refuse()
+
+    def check_auth_interactive(self, username: str, submethods: str) -> int:
+        return self._refuse()
+
+    def logged_in(self) -> None:
+        """A key was proven, and the client knows."""
+        self._quiet_since = time.monotonic()
+        if not self.stranger:
+            self.server.room.logged_in(self.address)
 
     # Channels
 
@@ -333,6 +380,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             client.finish(code)
             if not (isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE):
                 self.served_at = time.monotonic()  # a peer keeps its connections, and forgets nothing
+            self._quiet_since = time.monotonic()
             self._sessions.pop(session.channel.get_id(), None)
             if counted:
                 self.server.end()

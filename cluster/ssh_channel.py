@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Thread, Timer
 from typing import Any
 
 from cluster.client import CHUNK, spoken, write_all
 from cluster.errors import ClientGone
 from cluster.wire import LOST, WINDOW
+
+LAST_WORDS = 2.0
+"""Seconds to hang up in good order: where the network takes nothing any more, the connection is cut."""
+
+ROOM = 4096
+"""Bytes that a client must be willing to take for its last words to be sent."""
 
 
 class ChannelClient:
@@ -50,17 +57,31 @@ class ChannelClient:
     def say(self, line: str) -> None:
         self.write_error(spoken(line))
 
-    def send_from(self, fd: int) -> None:
+    def send_from(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
         while data := os.read(fd, CHUNK):
             self.write(data)
+            stirred()
 
-    def receive_into(self, fd: int) -> None:
+    def receive_into(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
         while data := self.read(CHUNK):
             write_all(fd, data)
+            stirred()
 
     @property
     def gone(self) -> bool:
         return bool(self._channel.closed or not self._channel.get_transport().is_active())
+
+    def hang_up(self, why: str = "") -> None:
+        Thread(target=self._hang_up, args=(why,), name="ssh hang up", daemon=True).start()
+
+    def _hang_up(self, why: str) -> None:
+        cut = Timer(LAST_WORDS, self._channel.get_transport().close)
+        cut.daemon = True
+        cut.start()
+        if why and self._channel.out_window_size > ROOM:
+            self.say(f"error: {why}")
+        self.finish(1)
+        cut.cancel()
 
     def finish(self, code: int) -> None:
         """The exit status, the end of output, and the close, in the order that clients expect them."""

@@ -59,6 +59,7 @@ def _on_extended_data(channel: Any, message: Any) -> None:
 class ServerWire(Wire):
     """A Wire whose far side is a client. Its `server_object` is told what paramiko tells nobody:
 
+    logged_in()         once a client has proven its key
     opened(channel)     before anything is asked of a new channel
     replied(channel)    once the client knows what became of a request
     ended(error)        as the last thing that the connection's thread does
@@ -81,6 +82,10 @@ class ServerWire(Wire):
         message.add_string(line + "\r\n")
         message.add_string("")
         self._send_message(message)
+
+    def _auth_trigger(self) -> None:
+        super()._auth_trigger()
+        self.server_object.logged_in()
 
     def _queue_incoming_channel(self, channel: Any) -> None:
         self.server_object.opened(channel)  # paramiko's queue is for accept(), and grows without it

@@ -38,8 +38,19 @@ class Done:
 class Cluster(Loopback):
     """A cluster that a test made. `git`, `admin` and `work` are what a person would type."""
 
-    def __init__(self, directory: Path, database: str, writes: Mapping[str, str]) -> None:
-        super().__init__(directory, database, writes={k: f'"{v}"' for k, v in writes.items()})
+    def __init__(
+        self,
+        directory: Path,
+        database: str,
+        writes: Mapping[str, str],
+        sections: Mapping[str, Mapping[str, str | int]] | None = None,
+    ) -> None:
+        super().__init__(
+            directory,
+            database,
+            writes=_toml(writes),
+            sections={name: _toml(options) for name, options in (sections or {}).items()},
+        )
         self._db: Database | None = None
 
     @property
@@ -198,6 +209,10 @@ class Cluster(Loopback):
             assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
             time.sleep(0.05)
         return value
+
+
+def _toml(options: Mapping[str, str | int]) -> dict[str, str]:
+    return {key: f'"{value}"' if isinstance(value, str) else str(value) for key, value in options.items()}
 
 
 class Project:

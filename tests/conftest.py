@@ -60,19 +60,35 @@ def endpoint(request: pytest.FixtureRequest) -> str:
     return str(getattr(request, "param", ENDPOINTS[0]))
 
 
-def new_cluster(endpoint: str, directory: Path, database: str, writes: Mapping[str, str]) -> Cluster:
+def new_cluster(
+    endpoint: str,
+    directory: Path,
+    database: str,
+    writes: Mapping[str, str],
+    sections: Mapping[str, Mapping[str, str | int]] | None = None,
+) -> Cluster:
     if endpoint == "built-in":
-        return Cluster(directory, database, writes)
-    return OpenSSHCluster(directory, database, writes, without_daemon="a" if "no daemon" in endpoint else "")
+        return Cluster(directory, database, writes, sections)
+    without = "a" if "no daemon" in endpoint else ""
+    return OpenSSHCluster(directory, database, writes, sections, without_daemon=without)
 
 
 @pytest.fixture
 def make_cluster(endpoint: str, database_url: str, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    """Make a cluster of real devices on loopback: make_cluster("abc"), or with `start=""` to start some later."""
+    """Make a cluster of real devices on loopback: make_cluster("abc"), or with `start=""` to start some later.
+
+    sections: tables of the devices' configuration: make_cluster("a", sections={"limits": {"push_refs": 3}}).
+    """
     made: list[Cluster] = []
 
-    def make(names: str = "abc", *, start: str | None = None, **writes: str) -> Cluster:
-        cluster = new_cluster(endpoint, tmp_path / f"cluster{len(made)}", database_url, writes)
+    def make(
+        names: str = "abc",
+        *,
+        start: str | None = None,
+        sections: Mapping[str, Mapping[str, str | int]] | None = None,
+        **writes: str,
+    ) -> Cluster:
+        cluster = new_cluster(endpoint, tmp_path / f"cluster{len(made)}", database_url, writes, sections)
         made.append(cluster)
         cluster.set_up(list(names))
         for name in names if start is None else start:

@@ -28,9 +28,15 @@ class OpenSSHCluster(Cluster):
     """
 
     def __init__(
-        self, directory: Path, database: str, writes: Mapping[str, str], *, without_daemon: str = ""
+        self,
+        directory: Path,
+        database: str,
+        writes: Mapping[str, str],
+        sections: Mapping[str, Mapping[str, str | int]] | None = None,
+        *,
+        without_daemon: str = "",
     ) -> None:
-        super().__init__(directory, database, writes)
+        super().__init__(directory, database, writes, sections)
         self.without_daemon = without_daemon
         self._sshds: dict[str, subprocess.Popen[bytes]] = {}
         # sshd runs no program that others might have written: not from below /tmp, for example.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import paramiko  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-import cluster.ssh
+from cluster import limits
 from tests.ssh_fixture import Place, until
 
 
@@ -136,40 +138,120 @@ def test_a_key_of_an_unknown_kind_does_not_end_the_connection(
         assert transport.is_authenticated()
 
 
-def test_a_hundred_idle_connections(
-    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def closed(sock: socket.socket) -> bool:
+    """Whether it has been hung up on; what came before is thrown away."""
+    sock.settimeout(0.01)
+    try:
+        while sock.recv(1000):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_two_hundred_idle_connections(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """128 are waited for. Of the address with the most, who has waited longest makes room."""
     caplog.set_level(logging.INFO)
     threads = threading.active_count()
     with place.raw() as transport:
-        idle = [socket.create_connection(place.address) for _ in range(100)]
-        until(lambda: len(place.server._connections) == 65, "64 are kept, and the one that has logged in")
-        for each in idle:
-            each.settimeout(0.01)
-
-        def closed() -> int:
-            count = 0
-            for each in idle:
-                with suppress(TimeoutError):
-                    try:
-                        while each.recv(1000):
-                            pass
-                        count += 1
-                    except ConnectionResetError:
-                        count += 1
-            return count
-
-        until(lambda: closed() == 36, "the others are hung up on")
-        assert len([each for each in caplog.messages if "turned away" in each]) == 1
+        other = socket.create_connection(place.address, source_address=("127.0.0.2", 0))
+        idle = [socket.create_connection(place.address) for _ in range(200)]
+        until(lambda: sum(map(closed, idle)) == 73, "the others are hung up on")
+        until(lambda: len(place.server._connections) == 129, "128, and the one that has logged in")
+        assert [closed(each) for each in idle] == [True] * 73 + [False] * 127
+        assert not closed(other)
+        assert len([each for each in caplog.messages if "to make room" in each]) == 1
+        assert place.ask("hello").returncode == 7
         channel = transport.open_session()
         channel.exec_command("git-upload-pack 'hello'")
         assert channel.recv_exit_status() == 7
-        monkeypatch.setattr(cluster.ssh, "LOGIN_GRACE", 0.5)
-        until(lambda: closed() == 100, "the time to log in is over")
-        for each in idle:
+        place.server.room.limits = replace(place.server.room.limits, login_grace=0.5)
+        until(lambda: all(map(closed, [*idle, other])), "the time to log in is over")
+        until(lambda: len(place.server._connections) == 1, "they are forgotten")
+        for each in [*idle, other]:
             each.close()
     until(lambda: threading.active_count() <= threads, "their threads have ended")
+    assert len(caplog.messages) < 30
     assert place.ask("hello").returncode == 7
+
+
+def test_a_client_that_speaks_is_waited_for_before_one_that_does_not(place: Place) -> None:
+    speaking = [socket.create_connection(place.address) for _ in range(20)]
+    for each in speaking:
+        each.sendall(b"SSH-2.0-slow\r\n")
+    until(lambda: sum(each.progress for each in place.server._connections) == 20, "they are heard")
+    silent = [socket.create_connection(place.address) for _ in range(200)]
+    until(lambda: sum(map(closed, silent)) == 92, "room is made")
+    assert not any(map(closed, speaking))
+    for each in [*speaking, *silent]:
+        each.close()
+
+
+def test_a_user_has_no_more_connections_than_sessions(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    place.server.room.limits = replace(place.server.room.limits, sessions_per_user=3)
+    with ExitStack() as stack:
+        busy = stack.enter_context(place.raw())
+        channel = busy.open_session()
+        channel.exec_command("git-upload-pack 'stall'")
+        assert channel.recv(1) == b"+"
+        idle = [stack.enter_context(place.raw()) for _ in range(5)]
+        until(lambda: [each.is_active() for each in idle] == [False] * 3 + [True] * 2, "the oldest are ended")
+        place.handlers.go.set()
+        assert channel.recv_exit_status() == 0
+    assert len([each for each in caplog.messages if "ada has too many connections" in each]) == 3
+
+
+def test_who_offers_a_few_keys_gets_to_the_one_that_fits(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also from an address whose logins fail again and again: the waiting ends long before the time to log in."""
+    caplog.set_level(logging.INFO)
+    place.server.room.limits = replace(place.server.room.limits, login_grace=3.0)
+    for _ in range(50):
+        socket.create_connection(place.address).close()
+    until(lambda: any("slowed down" in each for each in caplog.messages), "it is slowed")
+    with place.raw(key="") as transport:
+        other, user = (paramiko.PKey.from_path(place.folder / name) for name in ("other", "user"))
+        begun = time.monotonic()
+        for _ in range(6):
+            with pytest.raises(paramiko.AuthenticationException, match=r"Authentication failed\."):
+                transport.auth_publickey("git", other)
+        assert time.monotonic() - begun >= 1.5
+        transport.auth_publickey("git", user)
+        assert transport.is_authenticated()
+    until(lambda: place.server.room.delay("127.0.0.1") == 0.0, "the address is trusted again")
+
+
+def test_a_refusal_that_takes_long_holds_up_nobody_else(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(limits, "DELAYS", (100.0,))
+    place.server.room.limits = replace(place.server.room.limits, login_grace=200.0)
+    for _ in range(50):
+        socket.create_connection(place.address).close()
+    until(lambda: any("slowed down" in each for each in caplog.messages), "it is slowed")
+    with place.raw(key="") as transport:
+        answered = threading.Event()
+        transport.auth_publickey("git", paramiko.PKey.from_path(place.folder / "other"), event=answered)
+        until(lambda: place.handlers.asked, "its key is looked up")
+        assert place.ask("hello").returncode == 7
+        assert not answered.is_set()
+
+
+def test_a_connection_is_idle_from_its_last_command_on(place: Place) -> None:
+    place.server.room.limits = replace(place.server.room.limits, idle_timeout=1.0)
+    with place.raw() as transport:
+        channel = transport.open_session()
+        channel.exec_command("git-upload-pack 'stall'")
+        assert channel.recv(1) == b"+"
+        time.sleep(2.5)  # longer than idle_timeout and the time between two looks
+        place.handlers.go.set()
+        assert channel.recv_exit_status() == 0
+        until(lambda: not transport.is_active(), "it is hung up on")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,16 @@ stale = "allow"
 verify_every = "30d"
 prune_after = "36h"
 most_packs = 50
+
+[limits]
+login_grace = "10s"
+sessions_per_address = 20
+sessions_per_user = 10
+idle_timeout = "5m"
+session_timeout = "24h"
+push_size = "500MiB"
+push_refs = 1000
+failed_logins = 3
 """
 
 CLUSTER = '[cluster]\ndatabase = "host=db"\n'
@@ -67,6 +77,16 @@ def test_everything(tmp_path: Path) -> None:
         writes=config.WritesSection(lock_timeout=120.0, commit_timeout=5.5, fence_after=0.5, heal="auto"),
         reads=config.ReadsSection(stale="allow"),
         upkeep=config.UpkeepSection(verify_every=30 * 86400.0, prune_after=36 * 3600.0, most_packs=50),
+        limits=config.LimitsSection(
+            login_grace=10.0,
+            sessions_per_address=20,
+            sessions_per_user=10,
+            idle_timeout=300.0,
+            session_timeout=86400.0,
+            push_size=500 * 2**20,
+            push_refs=1000,
+            failed_logins=3,
+        ),
     )
     assert loaded.http
     assert str(loaded.http.listen) == "[::1]:8080"
@@ -78,6 +98,7 @@ def test_the_least(tmp_path: Path) -> None:
     assert loaded.writes == config.WritesSection(120.0, 300.0, 30.0, config.DEFAULT_HEAL)
     assert loaded.reads == config.ReadsSection("refuse")
     assert loaded.upkeep == config.UpkeepSection(7 * 86400.0, 14 * 86400.0, 20)
+    assert loaded.limits == config.LimitsSection(30.0, 200, 100, 1800.0, 43200.0, 10 * 2**30, 100_000, 10)
     assert not loaded.cluster.embedded
 
 
@@ -117,6 +138,37 @@ def test_databases(tmp_path: Path, database: str) -> None:
 )
 def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
     assert load(tmp_path, f"{CLUSTER}[writes]\nlock_timeout = {value}\n").writes.lock_timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("1", 1),
+        ('"1"', 1),
+        ('"10 KiB"', 10240),
+        ('"500MiB"', 500 * 2**20),
+        ('"2GiB"', 2**31),
+        ('"1024TiB"', 2**50),
+        ("1125899906842624", 2**50),
+    ],
+)
+def test_sizes(tmp_path: Path, value: str, size: int) -> None:
+    assert load(tmp_path, f"{CLUSTER}[limits]\npush_size = {value}\n").limits.push_size == size
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1.5", '"10GB"', '"1.5GiB"', '"1025TiB"', "true", "''", "[1]", "2e3"]
+)
+def test_what_is_no_size(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"\[limits\] push_size must be bytes as a whole number"):
+        load(tmp_path, f"{CLUSTER}[limits]\npush_size = {value}\n")
+
+
+@pytest.mark.parametrize("key", ["sessions_per_address", "sessions_per_user", "push_refs", "failed_logins"])
+@pytest.mark.parametrize("value", ["0", "-1", "10000001", "1.0", "true", "'5'", "inf"])
+def test_what_is_no_count(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\[limits\] {key} must be a whole number from 1 to 10000000"):
+        load(tmp_path, f"{CLUSTER}[limits]\n{key} = {value}\n")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +216,10 @@ def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
         ),
         (CLUSTER + "[upkeep]\nmost_packs = true\n", ["most_packs", "not True"]),
         (CLUSTER + "[upkeep]\nverify = 1\n", ["[upkeep] verify is unknown", "mean verify_every?"]),
+        (CLUSTER + "[limits]\npush_sise = 1\n", ["[limits] push_sise is unknown", "mean push_size?"]),
+        (CLUSTER + "[limits]\nlogin_grace = 0\n", ["[limits] login_grace must be", "more than 0"]),
+        (CLUSTER + "[limits]\nidle_timeout = '25h'\n", ["[limits] idle_timeout must be", "24 hours"]),
+        (CLUSTER + "[limits]\nsession_timeout = 'never'\n", ["[limits] session_timeout must be"]),
         (CLUSTER + "[http]\n", ["[http] listen is missing"]),
         (CLUSTER + "[http]\nlisten = 8080\n", ["[http] listen must be", '"host:port"', "not 8080"]),
         (CLUSTER + "[http]\nlisten = ':8080'\n", ["[http] listen must be"]),

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.model import RefUpdate
-from cluster.report import BAND, Commands, Report, frame, packets
+from cluster.report import (
+    BAND,
+    DRAIN,
+    MOST_LINE,
+    MOST_OPTIONS,
+    Commands,
+    Report,
+    frame,
+    packets,
+)
 
 ZERO = "0" * 40
 FLUSH = pkt_line(None)
@@ -115,6 +124,76 @@ def test_shallow_lines_are_no_commands() -> None:
     update = RefUpdate("refs/heads/main", ZERO, "1" * 40)
     commands.feed(pkt_line(b"shallow " + b"1" * 40) + command_list([update], frozenset({b"report-status"})))
     assert commands.updates == [update] and commands.wants_report
+
+
+def many(count: int) -> list[RefUpdate]:
+    return [RefUpdate(f"refs/heads/{number}", ZERO, "1" * 40) for number in range(count)]
+
+
+@given(st.integers(1, 5), st.integers(1, 9), SIZES)
+def test_a_list_with_more_refs_than_allowed(most: int, count: int, sizes: list[int]) -> None:
+    """It is read to its end for the names; and Git never sees that end."""
+    commands, passed = Commands(most), b""
+    data = command_list(many(count), frozenset({b"report-status"})) + b"PACK"
+    for piece in pieces(data, sizes):
+        commands.feed(piece)
+        passed += b"" if commands.excess else piece
+    assert commands.known
+    assert commands.refs == [f"refs/heads/{number}".encode() for number in range(count)]
+    assert len(commands.updates) == min(most, count)
+    assert (commands.excess is not None) == (count > most)
+    assert passed == data if count <= most else len(passed) < len(data) - len(FLUSH + b"PACK")
+
+
+def test_a_list_of_refs_without_an_end_is_not_kept() -> None:
+    commands, fed = Commands(10), 0
+    line = pkt_line(f"{ZERO} {'1' * 40} refs/heads/{'x' * 200}\0report-status".encode())
+    while not commands.known:
+        commands.feed(line * 100)
+        fed += len(line) * 100
+        assert fed < 2 * DRAIN
+    assert commands.excess == (
+        "this push changes more than 10 refs, the most that this device takes in one",
+        "push fewer refs at a time, or ask an administrator",
+    )
+    assert len(commands.updates) == 10 and commands.refs == [each.ref.encode() for each in commands.updates]
+    assert not commands.wants_report
+
+
+@pytest.mark.parametrize("line", [b"shallow " + b"1" * 40, b"x" * 1000])
+def test_a_list_of_anything_without_an_end_is_refused(line: bytes) -> None:
+    commands, fed = Commands(10), 0
+    while commands.excess is None:
+        commands.feed(pkt_line(line) * 100)
+        fed += len(line) * 100
+        assert fed < 2 * DRAIN
+    assert commands.excess == ("this push's list of refs is too long", "push fewer refs at a time")
+
+
+def test_a_command_of_any_length_is_refused() -> None:
+    commands = Commands(10)
+    commands.feed(pkt_line(f"{ZERO} {'1' * 40} refs/heads/{'x' * MOST_LINE}".encode()))
+    assert commands.excess == ("a ref's name in this push is too long", "choose a shorter name")
+
+
+@given(SIZES)
+def test_push_options_pass_and_too_many_are_refused(sizes: list[int]) -> None:
+    begin = command_list(many(1), frozenset({b"push-options"}))
+    option = pkt_line(b"x" * 1000)
+    few, lots = Commands(10), Commands(10)
+    for piece in pieces(begin + option * 3 + FLUSH + b"PACK" + option * 1000, [*sizes, 1 << 16]):
+        few.feed(piece)
+    assert few.known and few.excess is None and few.updates == many(1)
+    for piece in pieces(begin + option * (MOST_OPTIONS // 1000), [1 << 16]):
+        lots.feed(piece)
+    assert lots.excess == ("the options of this push are too long", "push with fewer options")
+    assert lots.known and lots.updates == many(1)
+
+
+def test_an_operator_may_ask_for_any_number() -> None:
+    commands = Commands()
+    commands.feed(command_list(many(1000), frozenset({b"report-status"})))
+    assert len(commands.updates) == 1000 and commands.excess is None
 
 
 # The report
