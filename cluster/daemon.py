@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import embedded, failing, heal, history, leftovers, logs, upkeep
+from cluster import embedded, failing, heal, history, leftovers, logs, removed, upkeep
 from cluster.config import Config
 from cluster.db import Database
 from cluster.disk import FileLock
@@ -314,6 +314,7 @@ class Keeper:
                 snapshot, force = node.db.snapshot_of(repository_id), True
                 mine = snapshot.of(node.name)
             if mine is None:
+                removed.set_aside(node, repository_id)
                 return
             if mine.position == snapshot.repository.position and not mine.quarantined and not force:
                 return
@@ -385,5 +386,6 @@ class Keeper:
             for repository_id in history.ahead(self._node):
                 self._sync_soon(repository_id, force=True)
             upkeep.tidy(self._node, self._looked)
+            removed.sweep(self._node)
         except Exception:
             _log.exception("tidying up failed; it is tried again in a minute")

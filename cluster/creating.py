@@ -1,0 +1,104 @@
+"""New repositories: where they go by what was asked for and by the placement rules, and making them.
+
+For the command line and for people who may create repositories over an endpoint alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.db import Database
+from cluster.errors import Refused
+from cluster.model import HEAD, Device
+from cluster.placement import Where, where
+from cluster.versions import checksum_of
+
+TRIES = 5
+"""How often a place is chosen again, because a device was taken away while the repository was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A new repository. note: what whoever made it should know of where it is, or ""."""
+
+    id: int
+    devices: tuple[Device, ...]
+    min_copies: int
+    note: str = ""
+
+
+def choose(
+    db: Database,
+    name: str,
+    *,
+    devices: Sequence[str] = (),
+    copies: int | None = None,
+    min_copies: int | None = None,
+) -> Where:
+    """Where a new repository would go now. Refused, NotFound, UsageError."""
+    rules = db.placement_rules()
+    return where(name, db.devices(), db.loads(), rules, wanted=devices, copies=copies, min_copies=min_copies)
+
+
+def create(
+    db: Database,
+    name: str,
+    *,
+    devices: Sequence[str] = (),
+    copies: int | None = None,
+    min_copies: int | None = None,
+    head: str = "refs/heads/main",
+    object_format: str = "sha1",
+    actor: str = "operator",
+) -> Created:
+    """A new, empty repository. Refused, NotFound, UsageError; then nothing was made.
+
+    name: in its checked form. devices: those that are to hold it; copies: how many, the best are chosen; neither: the
+    placement rules decide. head: the ref that HEAD means. actor: who makes it, for the push log.
+    """
+    target = f"ref: {head}"
+    for tries_left in reversed(range(TRIES)):
+        chosen = choose(db, name, devices=devices, copies=copies, min_copies=min_copies)
+        try:
+            id = db.create_repository(
+                name,
+                checksum=checksum_of({HEAD: target}),
+                head=target,
+                object_format=object_format,
+                min_copies=chosen.min_copies,
+                devices=[device.name for device in chosen.devices],
+                actor=actor,
+            )
+        except Refused:
+            if tries_left and not _stands(db, chosen):
+                continue
+            raise
+        return Created(id, chosen.devices, chosen.min_copies, _note(chosen))
+    raise AssertionError("unreachable: the last round returns or raises")
+
+
+def _stands(db: Database, chosen: Where) -> bool:
+    """Whether what was chosen is still there and enabled: then something else was refused."""
+    modes = {device.name: device.mode for device in db.devices()}
+    return all(modes.get(device.name) is device.mode for device in chosen.devices)
+
+
+def _note(chosen: Where) -> str:
+    if len(chosen.devices) >= chosen.asked:
+        return ""
+    count = len(chosen.devices)
+    return (
+        f"the placement rule for {chosen.by} asks for {chosen.asked} copies, "
+        f"and only {count} device{' is' if count == 1 else 's are'} enabled"
+    )
+
+
+def made_of(name: str, created: Created) -> dict[str, object]:
+    """What --json says of a new repository."""
+    return {
+        "name": name,
+        "devices": [device.name for device in created.devices],
+        "min_copies": created.min_copies,
+        "urls": [f"{device.ssh_url}/{name}" for device in created.devices],
+    }
