@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.db import Database
-from cluster.errors import Refused
+from cluster.errors import NotFound, Refused
 from cluster.model import HEAD, Device
 from cluster.placement import Where, where
 from cluster.versions import checksum_of
 
-TRIES = 5
+TRIES = 20
 """How often a place is chosen again, because a device was taken away while the repository was made."""
 
 
@@ -71,17 +71,20 @@ def create(
                 actor=actor,
             )
         except Refused:
-            if tries_left and not _stands(db, chosen):
-                continue
-            raise
+            if not tries_left or _taken(db, name):
+                raise
+            continue
         return Created(id, chosen.devices, chosen.min_copies, _note(chosen))
     raise AssertionError("unreachable: the last round returns or raises")
 
 
-def _stands(db: Database, chosen: Where) -> bool:
-    """Whether what was chosen is still there and enabled: then something else was refused."""
-    modes = {device.name: device.mode for device in db.devices()}
-    return all(modes.get(device.name) is device.mode for device in chosen.devices)
+def _taken(db: Database, name: str) -> bool:
+    """Whether there is such a repository: then it was not for a device that nothing was made."""
+    try:
+        db.snapshot(name)
+    except NotFound:
+        return False
+    return True
 
 
 def _note(chosen: Where) -> str:

@@ -169,6 +169,10 @@ class Moving:
         if target is not None and snapshot.of(target) is not None and modes.get(target) is DeviceMode.ENABLED:
             self._pending[repository_id] = _Move(name, target, snapshot.repository.version)
             return
+        if target is not None and snapshot.of(target) is not None:
+            with suppress(Refused):  # it is wanted there no more, either
+                self._db.unplace(repository_id, target)
+            snapshot = self._db.snapshot_of(repository_id)
         others = [r.device.name for r in snapshot.replicas if r.device.name != self._device]
         known = candidates([device for device in devices if device.name != self._device], loads)
         target = next(
