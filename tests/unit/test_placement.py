@@ -276,7 +276,7 @@ def test_min_copies_stays_possible() -> None:
     now = snapshot("a 3", "b 3", "c 3", min_copies=3)
     for asked in ({"remove": ["a"]}, {"copies": 2}):
         with pytest.raises(Refused) as error:
-            change(now, DEVICES, LOADS, **asked)  # type: ignore[arg-type]
+            change(now, DEVICES, LOADS, **asked)
         assert "more than its 2 devices" in error.value.what
         assert "repo set team/app --min-copies 2" in error.value.hint
     assert change(now, DEVICES, LOADS, add=["e"], remove=["a"]).after == ("b", "c", "e")
