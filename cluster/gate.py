@@ -305,10 +305,7 @@ class Write:
         return reasons
 
     def intend(self, push_id: UUID, updates: Sequence[RefUpdate], copies: Sequence[str] = ()) -> None:
-        """Write down what is about to happen. From here on only `commit` or `withdraw` clears it.
-
-        copies: the devices that hold what it brings; they must still hold the repository.
-        """
+        """Write down what is about to happen; `copies` hold what it brings. Only `commit` or `withdraw` clears it."""
         node, request = self._node, self._request
         node.reach(Step.INTEND)
         assert self._base is not None

@@ -138,7 +138,7 @@ class Moving:
 
     def run(self) -> list[str]:
         while todo := self._left():
-            total = self.moved + len(todo)
+            total, before = self.moved + len(todo), self.moved
             todo.reverse()
             chosen, loads, devices = self._db.moving(self._device), self._db.loads(), self._db.devices()
             while todo or self._pending:
@@ -152,6 +152,8 @@ class Moving:
                 if self._pending:
                     time.sleep(LOOK)
                     devices = self._db.devices()
+            if self.moved == before:
+                time.sleep(LOOK)
         return list(self._failed.values())
 
     def _left(self) -> list[int]:
@@ -178,25 +180,32 @@ class Moving:
         target = next(
             (found for found in choose(known, len(others) + 1, others) if found not in others), None
         )
-        try:
-            if target is not None:
-                self._db.place(repository_id, target, instead_of=self._device)
-                loads[target] = loads.get(target, 0) + 1
-            else:
+        if target is None:
+            try:
                 check_copies(name, snapshot.repository.min_copies, len(others))
-        except Refused as error:
-            self._failed[repository_id] = f"{name}: no other device could hold it: {error.what}"
+            except Refused as error:
+                self._failed[repository_id] = f"{name}: no other device could hold it: {error.what}"
+                return
         else:
-            self._pending[repository_id] = _Move(name, target, snapshot.repository.version)
+            try:
+                self._db.place(repository_id, target, instead_of=self._device)
+            except Refused:  # something changed meanwhile: it is chosen for again
+                return
+            loads[target] = loads.get(target, 0) + 1
+        self._pending[repository_id] = _Move(name, target, snapshot.repository.version)
 
     def _finish(self, repository_id: int) -> str:
         """Take it away here where the other copy is there; else what is waited for."""
         move = self._pending[repository_id]
         try:
-            if move.target is not None and (
-                waits := _waits(self._db.snapshot_of(repository_id), move.target, move.goal)
-            ):
-                return f"{move.name} waits for {move.target}: {waits}"
+            if move.target is not None:
+                snapshot = self._db.snapshot_of(repository_id)
+                there = snapshot.of(move.target)
+                if waits := _waits(snapshot, move.target, move.goal):
+                    if there is not None and there.device.mode is not DeviceMode.ENABLED:
+                        del self._pending[repository_id]  # another is chosen
+                        return ""
+                    return f"{move.name} waits for {move.target}: {waits}"
             self._db.unplace(repository_id, self._device)
         except StillNeeded as error:
             return error.what

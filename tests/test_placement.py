@@ -408,6 +408,27 @@ def stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def test_a_push_to_a_device_that_is_taken_away_meanwhile_is_refused(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = make_cluster("ab", start="a")
+    cluster.create("team/app")
+    cluster.start("b", fault="lock:pause")
+    cluster.wait(lambda: cluster.converged(), "the empty repository is everywhere")
+    work = cluster.work()
+    push = cluster.spawn("push", cluster.url("b"), "main", cwd=work)
+    process = cluster.devices["b"].process
+    assert process
+    cluster.wait(lambda: stopped(process.pid), "device b stands at lock")
+    assert cluster.admin("repo", "place", "team/app", "--remove", "b").code == 0
+    process.send_signal(signal.SIGCONT)
+    out, _ = push.communicate(timeout=60)
+    assert push.returncode != 0
+    assert "device b does not hold team/app" in out, out
+    assert cluster.version() == 0
+    cluster.ok("push", "--quiet", cluster.url("a"), "main", cwd=work)
+
+
 def test_nothing_is_taken_away_between_an_intent_and_its_commit(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster("abc", start="bc")
     cluster.create("team/app", min_copies=2)
@@ -478,7 +499,7 @@ def test_draining_moves_everything_while_pushes_go_on(make_cluster: Callable[...
 
 
 def test_an_interrupted_move_makes_no_copy_too_many(make_cluster: Callable[..., Cluster]) -> None:
-    """What was chosen is found again; where that device is drained, too, another one is chosen."""
+    """What was chosen is found again; where that device is drained, too, another one is chosen instead."""
     cluster = make_cluster("abcd", start="ab")
     cluster.create("team/app", devices="ab")
     cluster.wait(lambda: cluster.converged(), "the empty repository is everywhere")
@@ -491,11 +512,14 @@ def test_an_interrupted_move_makes_no_copy_too_many(make_cluster: Callable[..., 
         moving.communicate(timeout=60)
         assert moving.returncode == 130
         assert holders(cluster, "team/app") == "abc"
-    cluster.db.set_device_mode("c", DeviceMode.DRAINING)
+    moving = spawn(cluster, "device", "drain", "b", "--move")
+    assert moving.stderr
+    assert "waits for c" in moving.stderr.readline()
     cluster.db.set_device_mode("d", DeviceMode.ENABLED)
+    cluster.db.set_device_mode("c", DeviceMode.DRAINING)
     cluster.start("d")
-    moved = cluster.admin("device", "drain", "b", "--move")
-    assert moved.code == 0, moved.text
+    moving.communicate(timeout=60)
+    assert moving.returncode == 0
     assert holders(cluster, "team/app") == "ad"
 
 

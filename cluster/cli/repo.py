@@ -300,7 +300,7 @@ def _planned(
     db: Database, snapshot: Snapshot, min_copies: int | None, add: Sequence[str], remove: Sequence[str]
 ) -> Change:
     """Everything that can be known to be wrong, before anything is changed."""
-    from cluster.placement import check_copies
+    from cluster.placement import check_copies, refuse_removal
 
     subject = snapshot.repository
     for device in add:
@@ -309,7 +309,11 @@ def _planned(
                 f"device {device} holds this repository already", hint="`git-cluster repo show` lists them"
             )
     least = min_copies or subject.min_copies
-    change = planned(db, replace(snapshot, repository=replace(subject, min_copies=least)), add, remove)
+    then = replace(snapshot, repository=replace(subject, min_copies=least))
+    change = planned(db, then, add, remove)
+    if not add and snapshot.intent_owner is None:
+        for device in remove:
+            refuse_removal(then, device)
     if min_copies:
         check_copies(subject.name, min_copies, len(change.after))
     return change
