@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.db import Database
 from cluster.errors import NotFound, Refused
 from cluster.model import HEAD, Device
-from cluster.placement import Where, where
+from cluster.placement import Where, rule_for, where
 from cluster.versions import checksum_of
 
 TRIES = 20
@@ -38,7 +38,9 @@ def choose(
 ) -> Where:
     """Where a new repository would go now. Refused, NotFound, UsageError."""
     rules = db.placement_rules()
-    return where(name, db.devices(), db.loads(), rules, wanted=devices, copies=copies, min_copies=min_copies)
+    chooses = copies is not None or (not devices and rule_for(rules, name) is not None)
+    loads = db.loads() if chooses else {}  # they are counted, row by row
+    return where(name, db.devices(), loads, rules, wanted=devices, copies=copies, min_copies=min_copies)
 
 
 def create(

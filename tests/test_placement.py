@@ -523,6 +523,17 @@ def test_an_interrupted_move_makes_no_copy_too_many(make_cluster: Callable[..., 
     assert holders(cluster, "team/app") == "ad"
 
 
+def test_a_device_that_is_enabled_again_keeps_what_it_has(app: Project) -> None:
+    """What was chosen for a move that nobody wants any more is not taken for a part of the next one."""
+    db, id = app.cluster.db, app.cluster.snapshot(app.name).repository.id
+    db.set_device_mode("b", DeviceMode.DRAINING)
+    db.place(id, "c", instead_of="b")
+    assert db.moving("b") == {id: "c"}
+    assert app.cluster.admin("device", "enable", "b").code == 0
+    assert db.moving("b") == {}
+    assert holders(app.cluster, app.name) == "abc"
+
+
 def test_what_has_nowhere_to_go_is_named(devices: Cluster) -> None:
     app = Project.named(devices, "nowhere-to-go", min_copies=3)
     done = devices.admin("device", "drain", "a", "--move")

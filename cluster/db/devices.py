@@ -86,8 +86,13 @@ class Devices(Connections):
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
 
     def set_device_mode(self, name: str, mode: DeviceMode) -> None:
+        """One that is enabled (again) keeps what was about to be moved away from it."""
         if not self._write(
-            """with turned as (update device set mode = %(mode)s::device_mode where name = %(name)s returning 1)
+            """with turned as (
+                   update device set mode = %(mode)s::device_mode where name = %(name)s returning id, mode),
+               kept as (
+                   update replica r set moves_to = null from turned t
+                    where r.device_id = t.id and t.mode = 'enabled' and r.moves_to is not null)
                select pg_notify(%(channel)s, '') from turned""",
             {"mode": mode.value, "name": name, "channel": CHANNEL},
         ):
