@@ -224,6 +224,9 @@ create table replica (
     -- what the disk's marker says where it knows a version that this database does not (guarantee G7)
     marker_version  bigint,
     marker_checksum text,
+    -- the device that is to hold this copy instead: `device drain --move` waits until that one is current, then removes
+    -- this one; cut off and begun again, it finds here what it had chosen
+    moves_to        bigint references device on delete set null,
     primary key (repository_id, device_id),
     foreign key (repository_id, version, checksum) references push (repository_id, version, checksum),
     check ((version is null) = (checksum is null)),
@@ -234,6 +237,7 @@ create table replica (
 );
 create unique index replica_one_intent on replica (repository_id) where intent_token is not null;
 create index replica_of_device on replica (device_id);
+create index replica_moves_to on replica (moves_to) where moves_to is not null;
 
 -- What happened to a repository beside its pushes, as `git-cluster log` shows it between them.
 --   heal        an interrupted write was resolved without a person

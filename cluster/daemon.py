@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import embedded, failing, heal, history, leftovers, logs, upkeep
+from cluster import embedded, failing, heal, history, leftovers, logs, removed, upkeep
 from cluster.config import Config
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
@@ -258,6 +258,7 @@ class Keeper:
                 snapshot, force = node.db.snapshot_of(repository_id), True
                 mine = snapshot.of(node.name)
             if mine is None:
+                removed.set_aside(node, repository_id)
                 return
             if mine.position == snapshot.repository.position and not mine.quarantined and not force:
                 return
@@ -329,5 +330,6 @@ class Keeper:
             for repository_id in history.ahead(self._node):
                 self._sync_soon(repository_id, force=True)
             upkeep.tidy(self._node, self._looked)
+            removed.sweep(self._node)
         except Exception:
             _log.exception("tidying up failed; it is tried again in a minute")

@@ -4,7 +4,8 @@
     ├── UsageError                the request itself is malformed (exit 2)
     ├── ConfigError               a configuration file that cannot be used
     ├── Refused                   who asks may not do that, or there is no such thing
-    │   └── NotFound
+    │   ├── NotFound
+    │   └── StillNeeded           a replica that cannot be removed yet; waiting may help
     ├── DatabaseUnavailable       PostgreSQL cannot be reached, or dropped us
     │   └── SchemaMismatch        it is reached and holds another schema than ours
     ├── GitFailed                 a Git process ended badly
@@ -53,6 +54,10 @@ class Refused(ClusterError):
 
 
 class NotFound(Refused):
+    pass
+
+
+class StillNeeded(Refused):
     pass
 
 

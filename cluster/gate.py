@@ -304,8 +304,8 @@ class Write:
                 reasons[update.ref] = f"fetch first: {update.ref} {to}{by}"
         return reasons
 
-    def intend(self, push_id: UUID, updates: Sequence[RefUpdate]) -> None:
-        """Write down what is about to happen. From here on only `commit` or `withdraw` clears it."""
+    def intend(self, push_id: UUID, updates: Sequence[RefUpdate], copies: Sequence[str] = ()) -> None:
+        """Write down what is about to happen; `copies` hold what it brings. Only `commit` or `withdraw` clears it."""
         node, request = self._node, self._request
         node.reach(Step.INTEND)
         assert self._base is not None
@@ -326,7 +326,7 @@ class Write:
             refs=tuple(updates),
         )
         self._doubtful = True
-        node.db.intend(self._connection, self._repository.id, node.name, self._base, self._intent)
+        node.db.intend(self._connection, self._repository.id, node.name, self._base, self._intent, copies)
         self._doubtful = False
 
     def begins(self) -> None:

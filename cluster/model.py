@@ -227,6 +227,15 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementRule:
+    """New repositories whose names `pattern` matches get so many copies. min_copies None: 2, or 1 where copies is 1."""
+
+    pattern: str
+    copies: int
+    min_copies: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """One repository on one device, as its row says.
 

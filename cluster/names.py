@@ -147,6 +147,16 @@ def device_name(text: str) -> str:
     return text
 
 
+def zone_name(text: str) -> str:
+    """What a device shares with those that would fail together with it; "": nothing is known of that."""
+    if text and not _DEVICE.fullmatch(text):
+        raise UsageError(
+            f"{shown(text)} is not the name of a zone",
+            hint="A zone is named like a device: 1 to 63 lower-case letters, digits, '.' and '-', such as rack-1.",
+        )
+    return text
+
+
 def user_name(text: str) -> str:
     if not _USER.fullmatch(text):
         raise UsageError(

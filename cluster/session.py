@@ -70,7 +70,7 @@ def push(node: Node, request: Request, client: Client) -> int:
                     write.settle(git_push.say, lambda: client.gone)
                     conflicts = write.conflicts(proposal.updates)
                     git_push.refuse_hopeless(conflicts)
-                    write.intend(push_id, proposal.updates)
+                    write.intend(push_id, proposal.updates, [device.name for device in copies.devices])
                     node.reach(Step.APPLY)
                     write.begins()
                     copies.keep = True

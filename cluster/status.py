@@ -224,9 +224,7 @@ def interrupted(device: Device, intent: Intent) -> str:
 
 def _unavailable(snapshot: Snapshot) -> str:
     if not snapshot.replicas:
-        return (
-            f"no device holds it; add one: `git-cluster repo set {snapshot.repository.name} --add-device …`"
-        )
+        return f"no device holds it; add one: `git-cluster repo place {snapshot.repository.name} --add …`"
     holders = [replica.device for replica in snapshot.leaders] or [r.device for r in snapshot.replicas]
     named = ", ".join(f"{device.name} ({device.state})" for device in holders)
     if snapshot.leaders or not snapshot.repository.version:

@@ -148,7 +148,8 @@ HEARD = 4.0
 
 def stage_peers(snapshot: Snapshot, device: str) -> list[Replica]:
     """The devices that may hold a second copy of a push to `device`, best first: those just heard of (one that misses
-    its heartbeat may be cut off, and would be waited for), current before behind."""
+    its heartbeat may be cut off, and would be waited for), current before behind, then in zones that have no copy yet
+    (what fails together holds one copy as long as there is a choice)."""
     others = [
         replica
         for replica in snapshot.replicas
@@ -157,15 +158,24 @@ def stage_peers(snapshot: Snapshot, device: str) -> list[Replica]:
         and replica.device.online
     ]
     newest = snapshot.repository.version
-    return sorted(
-        others,
-        key=lambda r: (
-            (r.device.silent_for or 0.0) > HEARD,
-            newest - (r.version or 0),
-            bool(r.quarantined),
-            r.device.name,
-        ),
-    )
+    mine = snapshot.of(device)
+    used = {mine.device.zone} if mine is not None else set()
+    best: list[Replica] = []
+    while others:
+        chosen = min(
+            others,
+            key=lambda r: (
+                (r.device.silent_for or 0.0) > HEARD,
+                newest - (r.version or 0),
+                bool(r.quarantined),
+                bool(r.device.zone) and r.device.zone in used,
+                r.device.name,
+            ),
+        )
+        others.remove(chosen)
+        used.add(chosen.device.zone)
+        best.append(chosen)
+    return best
 
 
 # --------------------------------------------------------------------------------------- interrupted writes

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from cluster import __version__
-from cluster.cli import access, demo, device, repo, sshd, status, upkeep
+from cluster.cli import access, demo, device, place, repo, sshd, status, upkeep
 from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
@@ -44,6 +44,7 @@ for _command in (
     access.revoke,
     access.access,
     repo.repo,
+    place.placement,
     status.status,
     status.log,
     upkeep.sync,

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from cluster import names
 from cluster.cli import show
 from cluster.cli.app import DEVICE, REPOSITORY, App, find, group, json_option, pass_app
+from cluster.cli.place import COPIES, place, planned, say_step
 from cluster.errors import NoSource, NotFound, PeerFailed, Refused, UsageError
-from cluster.model import HEAD, DeviceMode, WhenShort
+from cluster.model import HEAD, WhenShort
 
 if TYPE_CHECKING:
+    from cluster.creating import Created
     from cluster.db import Database
-    from cluster.model import Device, Snapshot
+    from cluster.model import Snapshot
+    from cluster.placement import Change
 
 BRANCH = names.ref_name
-COPIES = click.IntRange(1, 9)
-OPERATOR = "operator"
-"""Who did it, in the push log, where an administrator's command line did."""
 
 
 @group("repo")
@@ -31,78 +32,22 @@ def repo() -> None:
 
 _devices_option = click.option(
     "--device", "devices", metavar="D", multiple=True, type=DEVICE,
-    help="A device that is to hold it, as often as you like; default: every enabled one.",
+    help="A device that is to hold it, as often as you like; default: what `placement list` says.",
 )  # fmt: skip
 _copies_option = click.option(
+    "--copies", metavar="N", type=COPIES, help="On how many devices; the best are chosen."
+)
+_min_copies_option = click.option(
     "--min-copies", metavar="K", type=COPIES,
     help="Devices that must hold a push before it counts; default: 2, or 1 where there is one device.",
 )  # fmt: skip
-
-
-def placement(db: Database, wanted: Sequence[str], min_copies: int | None) -> tuple[list[Device], int]:
-    """The devices of a new repository, and its min_copies."""
-    known = {device.name: device for device in db.devices()}
-    for name in wanted:
-        if name not in known:
-            raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
-        if known[name].mode is not DeviceMode.ENABLED:
-            raise Refused(
-                f"device {name} is {known[name].mode.value} and takes no new repositories",
-                hint=f"`git-cluster device enable {name}`, or choose another",
-            )
-    chosen = [known[name] for name in dict.fromkeys(wanted)] or [
-        device for device in known.values() if device.mode is DeviceMode.ENABLED
-    ]
-    if not chosen:
-        raise Refused(
-            "no device could hold it: there is none, or none is enabled",
-            hint="add one with `git-cluster device add`; `git-cluster device list` shows them",
-        )
-    copies = min(2, len(chosen)) if min_copies is None else min_copies
-    check_copies(copies, len(chosen))
-    return chosen, copies
-
-
-def check_copies(copies: int, devices: int) -> None:
-    if copies > devices:
-        raise Refused(
-            f"--min-copies {copies} is more than its {devices} device{'' if devices == 1 else 's'}",
-            hint="name more devices, or ask for fewer copies",
-        )
-
-
-def make(
-    db: Database, name: str, devices: Sequence[Device], min_copies: int, *, head: str, object_format: str
-) -> int:
-    """A new, empty repository whose HEAD is the ref `head`. Returns its id."""
-    from cluster.versions import checksum_of
-
-    target = f"ref: {head}"
-    return db.create_repository(
-        name,
-        checksum=checksum_of({HEAD: target}),
-        head=target,
-        object_format=object_format,
-        min_copies=min_copies,
-        devices=[device.name for device in devices],
-        actor=OPERATOR,
-    )
-
-
-def made_of(name: str, devices: Sequence[Device], min_copies: int) -> dict[str, Any]:
-    """What --json says of a new repository."""
-    return {
-        "name": name,
-        "devices": [device.name for device in devices],
-        "min_copies": min_copies,
-        "urls": [f"{device.ssh_url}/{name}" for device in devices],
-    }
 
 
 @repo.command("create")
 @click.argument("name", type=REPOSITORY)
 @_devices_option
 @_copies_option
+@_min_copies_option
 @click.option("--default-branch", "branch", metavar="B", type=BRANCH, default="main", show_default=True)
 @click.option("--object-format", type=click.Choice(["sha1", "sha256"]), default="sha1", show_default=True)
 @json_option
@@ -111,23 +56,39 @@ def create(
     app: App,
     name: str,
     devices: tuple[str, ...],
+    copies: int | None,
     min_copies: int | None,
     branch: str,
     object_format: str,
     as_json: bool,
 ) -> None:
     """Make an empty repository."""
+    from cluster import creating
+
     with app.database() as db:
-        chosen, copies = placement(db, devices, min_copies)
-        make(db, name, chosen, copies, head=branch, object_format=object_format)
+        made = creating.create(
+            db,
+            name,
+            devices=devices,
+            copies=copies,
+            min_copies=min_copies,
+            head=branch,
+            object_format=object_format,
+        )
+    _warn(made)
     if as_json:
-        show.as_json(made_of(name, chosen, copies))
+        show.as_json(creating.made_of(name, made))
         return
-    where = ", ".join(device.name for device in chosen)
+    where, least = ", ".join(device.name for device in made.devices), made.min_copies
     click.echo(
-        f"repository {name} created on {where}; a push counts with {copies} cop{'y' if copies == 1 else 'ies'}"
+        f"repository {name} created on {where}; a push counts with {least} cop{'y' if least == 1 else 'ies'}"
     )
-    click.echo(f"clone it with: git clone {chosen[0].ssh_url}/{name}")
+    click.echo(f"clone it with: git clone {made.devices[0].ssh_url}/{name}")
+
+
+def _warn(made: Created) -> None:
+    if made.note:
+        click.echo(f"warning: {made.note}", err=True)
 
 
 @repo.command("import")
@@ -135,22 +96,41 @@ def create(
 @click.argument("source", metavar="PATH-OR-URL")
 @_devices_option
 @_copies_option
+@_min_copies_option
 @json_option
 @pass_app
 def import_(
-    app: App, name: str, source: str, devices: tuple[str, ...], min_copies: int | None, as_json: bool
+    app: App,
+    name: str,
+    source: str,
+    devices: tuple[str, ...],
+    copies: int | None,
+    min_copies: int | None,
+    as_json: bool,
 ) -> None:
     """Make a repository out of another, with all its refs and its default branch."""
+    from cluster import creating
     from cluster.cli.importing import fetched, push
 
     with app.database() as db:
-        chosen, copies = placement(db, devices, min_copies)
+        creating.choose(
+            db, name, devices=devices, copies=copies, min_copies=min_copies
+        )  # it may be impossible
         _must_be_free(db, name)
         with fetched(source) as copy:
-            id = make(db, name, chosen, copies, head=copy.head, object_format=copy.object_format)
-            device = push(db, id, name, copy)
-        version = db.snapshot_of(id).repository.version
-    document = made_of(name, chosen, copies)
+            made = creating.create(
+                db,
+                name,
+                devices=devices,
+                copies=copies,
+                min_copies=min_copies,
+                head=copy.head,
+                object_format=copy.object_format,
+            )
+            device = push(db, made.id, name, copy)
+        version = db.snapshot_of(made.id).repository.version
+    _warn(made)
+    document = creating.made_of(name, made)
     branch = copy.head.removeprefix("refs/heads/")
     document |= {"version": version, "refs": copy.refs, "default_branch": branch, "pushed_to": device}
     if as_json:
@@ -243,6 +223,9 @@ def show_(app: App, name: str, as_json: bool) -> None:
         click.echo(f"{key + ':':<16}{show.cell(value)}")
 
 
+repo.add_command(place)
+
+
 @repo.command("rename")
 @click.argument("name", type=REPOSITORY)
 @click.argument("new_name", type=REPOSITORY)
@@ -271,16 +254,14 @@ def delete(app: App, name: str, yes: bool) -> None:
 
 @repo.command("set")
 @click.argument("name", type=REPOSITORY)
-@_copies_option
+@_min_copies_option
 @click.option("--when-short", type=click.Choice([policy.value for policy in WhenShort]),
               help="What a push does that fewer devices than that can hold.")  # fmt: skip
 @click.option(
     "--default-branch", "branch", metavar="B", type=BRANCH, help="HEAD's target; a version like any other."
 )
-@click.option("--add-device", "add", metavar="D", multiple=True, type=DEVICE, help="Hold it there, too.")
-@click.option(
-    "--remove-device", "remove", metavar="D", multiple=True, type=DEVICE, help="Hold it there no more."
-)
+@click.option("--add-device", "add", metavar="D", multiple=True, type=DEVICE, hidden=True)
+@click.option("--remove-device", "remove", metavar="D", multiple=True, type=DEVICE, hidden=True)
 @pass_app
 def set_(
     app: App,
@@ -291,18 +272,16 @@ def set_(
     add: tuple[str, ...],
     remove: tuple[str, ...],
 ) -> None:
-    """Change where a repository is held, and how."""
+    """Change how a repository is held. Where: `git-cluster repo place`."""
+    from cluster.moving import carry_out
+
     if not (min_copies or when_short or branch or add or remove):
         raise UsageError("there is nothing to change", hint="see `git-cluster repo set --help`")
     with app.database() as db:
         snapshot = find(db, name)
-        _check_set(db, snapshot, min_copies, add, remove)
-        for device in add:
-            db.place(snapshot.repository.id, device)
-            click.echo(f"{device} will hold {name}; `git-cluster status {name}` shows when it does")
-        for device in remove:
-            db.unplace(snapshot.repository.id, device)
-            click.echo(f"{device} no longer holds {name}")
+        change = _planned(db, snapshot, min_copies, add, remove)
+        for step in carry_out(db, snapshot.repository.id, replace(change, remove=())):
+            say_step(*step, name)
         if min_copies or when_short:
             db.set_repository(
                 name, min_copies=min_copies, when_short=WhenShort(when_short) if when_short else None
@@ -310,26 +289,34 @@ def set_(
             said = [f"a push needs {min_copies} cop{'y' if min_copies == 1 else 'ies'}"] if min_copies else []
             said += [f"when short: {when_short}"] if when_short else []
             click.echo(f"{name}: {', '.join(said)}")
+        for step in carry_out(db, snapshot.repository.id, replace(change, add=())):
+            say_step(*step, name)
         if branch:
             version = _set_head(db, snapshot, branch)
             click.echo(f"{name}: default branch {branch.removeprefix('refs/heads/')}, version {version}")
 
 
-def _check_set(
+def _planned(
     db: Database, snapshot: Snapshot, min_copies: int | None, add: Sequence[str], remove: Sequence[str]
-) -> None:
+) -> Change:
     """Everything that can be known to be wrong, before anything is changed."""
-    holders = {replica.device.name for replica in snapshot.replicas}
-    placement(db, add or sorted(holders), 1) if add else None
-    for device in remove:
-        if device not in holders:
-            raise NotFound(
-                f"device {device} does not hold {snapshot.repository.name}",
-                hint="`git-cluster repo show` lists them",
+    from cluster.placement import check_copies, refuse_removal
+
+    subject = snapshot.repository
+    for device in add:
+        if snapshot.of(device):
+            raise Refused(
+                f"device {device} holds this repository already", hint="`git-cluster repo show` lists them"
             )
-    left = (holders | set(add)) - set(remove)
-    if min_copies or remove:
-        check_copies(min_copies or snapshot.repository.min_copies, len(left))
+    least = min_copies or subject.min_copies
+    then = replace(snapshot, repository=replace(subject, min_copies=least))
+    change = planned(db, then, add, remove)
+    if not add and snapshot.intent_owner is None:
+        for device in remove:
+            refuse_removal(then, device)
+    if min_copies:
+        check_copies(subject.name, min_copies, len(change.after))
+    return change
 
 
 def _set_head(db: Database, snapshot: Snapshot, branch: str) -> int | None:

@@ -33,6 +33,7 @@ class Devices(Connections):
         fingerprint: str,
         public_key: str,
         host_key: str,
+        zone: str = "",
     ) -> None:
         with (
             unique(f"device {name} or its key is registered already", "`git-cluster device list` shows them"),
@@ -40,8 +41,8 @@ class Devices(Connections):
         ):
             connection.execute(
                 """with added as (
-                       insert into device (name, ssh_url, http_url, host_key)
-                       values (%(name)s, %(ssh_url)s, %(http_url)s, %(host_key)s) returning id)
+                       insert into device (name, ssh_url, http_url, host_key, zone)
+                       values (%(name)s, %(ssh_url)s, %(http_url)s, %(host_key)s, %(zone)s) returning id)
                    insert into key (fingerprint, public_key, comment, device_id)
                    select %(fingerprint)s, %(public_key)s, %(name)s, id from added""",
                 {
@@ -51,6 +52,7 @@ class Devices(Connections):
                     "fingerprint": fingerprint,
                     "public_key": public_key,
                     "host_key": host_key,
+                    "zone": zone,
                 },
             )
 
@@ -69,22 +71,53 @@ class Devices(Connections):
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
         return found
 
-    def set_device_mode(self, name: str, mode: DeviceMode) -> None:
+    def set_device(
+        self, name: str, *, ssh_url: str | None = None, http_url: str | None = None, zone: str | None = None
+    ) -> None:
+        """Change what is not None. "": no HTTP URL, or no zone."""
         if not self._write(
-            """with turned as (update device set mode = %(mode)s::device_mode where name = %(name)s returning 1)
+            """with turned as (
+                   update device set ssh_url = coalesce(%(ssh_url)s, ssh_url),
+                          http_url = nullif(coalesce(%(http_url)s, http_url), ''),
+                          zone = coalesce(%(zone)s, zone) where name = %(name)s returning 1)
+               select pg_notify(%(channel)s, '') from turned""",
+            {"name": name, "ssh_url": ssh_url, "http_url": http_url, "zone": zone, "channel": CHANNEL},
+        ):
+            raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
+
+    def set_device_mode(self, name: str, mode: DeviceMode) -> None:
+        """One that is enabled (again) keeps what was about to be moved away from it."""
+        if not self._write(
+            """with turned as (
+                   update device set mode = %(mode)s::device_mode where name = %(name)s returning id, mode),
+               kept as (
+                   update replica r set moves_to = null from turned t
+                    where r.device_id = t.id and t.mode = 'enabled' and r.moves_to is not null)
                select pg_notify(%(channel)s, '') from turned""",
             {"mode": mode.value, "name": name, "channel": CHANNEL},
         ):
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
 
     def remove_device(self, name: str) -> None:
-        """Forget a device that holds no replica."""
+        """Forget a device that holds no replica but of deleted repositories, which it has not dropped yet."""
         try:
-            removed = self._write("delete from device where name = %(name)s returning 1", {"name": name})
+            with self._transaction() as connection:
+                connection.execute(
+                    """with gone as (
+                           delete from replica r using device d, repository p
+                            where d.name = %(name)s and r.device_id = d.id
+                              and p.id = r.repository_id and p.name is null returning r.repository_id, r.device_id)
+                       delete from repository p using gone g where p.id = g.repository_id and not exists (
+                              select from replica o where o.repository_id = p.id and o.device_id <> g.device_id)""",
+                    {"name": name},
+                )
+                removed = connection.execute(
+                    "delete from device where name = %(name)s", {"name": name}
+                ).rowcount
         except (psycopg.errors.ForeignKeyViolation, psycopg.errors.RestrictViolation) as error:
             raise Refused(
                 f"device {name} still holds replicas",
-                hint=f"drain it and move them first: `git-cluster repo set REPO --remove-device {name}`",
+                hint=f"move them away first: `git-cluster device drain {name} --move`",
             ) from error
         if not removed:
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")

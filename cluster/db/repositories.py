@@ -1,4 +1,4 @@
-"""Repositories and where they are placed; the snapshot that every decision is made from."""
+"""Repositories; the snapshot that every decision is made from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
+from cluster.db.placing import lock_placement, place_on
 from cluster.db.rows import Row, snapshot_from
 from cluster.db.who import STILL_PROVEN, proof_of
-from cluster.errors import NotFound, Refused
+from cluster.errors import NotFound
 from cluster.model import (
     Actor,
     ActorKind,
@@ -16,10 +17,11 @@ from cluster.model import (
     Snapshot,
     WhenShort,
 )
+from cluster.placement import check_copies, refuse_removal
 
 
 class Repositories(Connections):
-    """Repositories and where they are placed; the snapshot that every decision is made from."""
+    """Repositories; the snapshot that every decision is made from."""
 
     def create_repository(
         self,
@@ -33,7 +35,10 @@ class Repositories(Connections):
         actor: str,
         device: str = "",
     ) -> int:
-        """A repository at version 0 whose only content is HEAD's target; its replicas are absent. Returns its id."""
+        """A repository at version 0 whose only content is HEAD's target; its replicas are absent. Returns its id.
+
+        NotFound, Refused: one of the devices is not there, or (any more) not enabled; then nothing was made.
+        """
         with (
             unique(f"there is a repository {name} already", "`git-cluster repo list` shows them"),
             self._transaction() as connection,
@@ -64,16 +69,7 @@ class Repositories(Connections):
                     "head": head,
                 },
             )
-            placed = connection.execute(
-                """insert into replica (repository_id, device_id)
-                   select %(id)s, id from device where name = any(%(devices)s) returning 1""",
-                {"id": row["id"], "devices": list(devices)},
-            ).rowcount
-            if placed != len(devices):
-                raise NotFound(
-                    f"not every one of these devices exists: {', '.join(devices)}",
-                    hint="`git-cluster device list` shows them",
-                )
+            place_on(connection, row["id"], devices)
             notify(connection, "")
             return int(row["id"])
 
@@ -100,13 +96,24 @@ class Repositories(Connections):
     def set_repository(
         self, name: str, *, min_copies: int | None = None, when_short: WhenShort | None = None
     ) -> None:
-        if not self._write(
-            """update repository set min_copies = coalesce(%(min_copies)s, min_copies),
-                      when_short = coalesce(%(when_short)s::short_policy, when_short)
-                where name = %(name)s returning 1""",
-            {"name": name, "min_copies": min_copies, "when_short": when_short and when_short.value},
-        ):
-            raise no_repository(name)
+        """Refused: it has fewer devices than that."""
+        with self._transaction() as connection:
+            # No device is taken away meanwhile: that locks the same row (placing.py).
+            row = connection.execute(
+                "select id from repository where name = %(name)s for no key update", {"name": name}
+            ).fetchone()
+            if row is None:
+                raise no_repository(name)
+            if min_copies is not None:
+                held = connection.execute(
+                    "select from replica where repository_id = %(id)s", {"id": row["id"]}
+                ).rowcount
+                check_copies(name, min_copies, held)
+            connection.execute(
+                """update repository set min_copies = coalesce(%(min_copies)s, min_copies),
+                          when_short = coalesce(%(when_short)s::short_policy, when_short) where id = %(id)s""",
+                {"id": row["id"], "min_copies": min_copies, "when_short": when_short and when_short.value},
+            )
 
     def freeze(self, repository_id: int, reason: str | None, *, device: str = "-") -> None:
         """Freeze for a stated reason, or (None) end such a freeze; the log says who did it ("-": a person)."""
@@ -120,35 +127,6 @@ class Repositories(Connections):
                       %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') from turned""",
             {"id": repository_id, "reason": reason, "device": device},
         )
-
-    def place(self, repository_id: int, device: str) -> None:
-        with unique(f"device {device} holds this repository already", "`git-cluster repo show` lists them"):
-            if not self._write(
-                """with placed as (
-                       insert into replica (repository_id, device_id)
-                       select %(id)s, id from device where name = %(device)s returning 1)
-                   select pg_notify(%(channel)s, '') from placed""",
-                {"id": repository_id, "device": device, "channel": CHANNEL},
-            ):
-                raise NotFound(f"there is no device {device}", hint="`git-cluster device list` shows them")
-
-    def unplace(self, repository_id: int, device: str) -> None:
-        """Forget a replica that is not the last one at the newest version and has no intent."""
-        if not self._write(
-            """with placed as (
-                   delete from replica r using device d, repository p
-                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
-                      and p.id = r.repository_id and r.intent_token is null
-                      and exists (select from replica o where o.repository_id = r.repository_id
-                                   and o.device_id <> r.device_id and o.version = p.version
-                                   and o.quarantined is null) returning 1)
-               select pg_notify(%(channel)s, '') from placed""",
-            {"id": repository_id, "device": device, "channel": CHANNEL},
-        ):
-            raise Refused(
-                f"device {device} cannot be removed: it holds the last newest copy, or is writing, or has none",
-                hint="add another device and wait until `git-cluster status` shows it as current",
-            )
 
     def snapshot(self, name: str, actor: Actor | None = None) -> Snapshot:
         """The repository, its replicas and the grants of `actor`, in one round trip. NotFound."""
@@ -172,6 +150,25 @@ class Repositories(Connections):
         if not rows:
             raise NotFound("this repository was deleted")
         return snapshot_from(rows)
+
+    def unplace(self, repository_id: int, device: str) -> None:
+        """Forget a replica that nobody needs any more. StillNeeded, Refused, NotFound: placement.refuse_removal."""
+        with self._transaction() as connection:
+            lock_placement(connection, repository_id)
+            rows = connection.execute(
+                _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
+                {"id": repository_id},
+            ).fetchall()
+            if not rows:
+                raise NotFound("this repository was deleted")
+            refuse_removal(snapshot_from(rows), device)
+            connection.execute(
+                """delete from replica r using device d
+                    where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
+                {"id": repository_id, "device": device},
+            )
+            notify(connection, str(repository_id))  # so that the device sets its copy aside
+            notify(connection, "")
 
     def snapshots(self) -> list[Snapshot]:
         """Every repository, by name."""

@@ -82,6 +82,8 @@ create table placement_rule (
     min_copies integer check (min_copies between 1 and copies),
     created_at timestamptz not null default now()
 );
+alter table replica add column moves_to bigint references device on delete set null;
+create index replica_moves_to on replica (moves_to) where moves_to is not null;
 """,
 }
 """For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""

@@ -157,12 +157,19 @@ class Writes(Connections):
         return {row["id"]: _lock_holder(row) for row in rows}
 
     def intend(
-        self, connection: Connection, repository_id: int, device: str, base: Position, intent: Intent
+        self,
+        connection: Connection,
+        repository_id: int,
+        device: str,
+        base: Position,
+        intent: Intent,
+        copies: Sequence[str] = (),
     ) -> None:
         """Write the intent on the connection that holds the lock. WriteConflict when this replica may not write.
 
         Allowed only for a trusted replica at the newest version, when no other intent exists and nobody froze the
-        repository.
+        repository, and the devices in `copies`, which hold what the push brings, still hold the repository (G9). None
+        of them is taken away before the commit (placing.py).
         """
         try:
             with translated():
@@ -170,12 +177,19 @@ class Writes(Connections):
                     """update replica r set intent_token = %(token)s, intent_push = %(push)s, intent_actor = %(actor)s,
                               intent_via = %(via)s, intent_address = %(address)s, intent_at = now(),
                               intent_refs = %(refs)s
-                         from device d, (select * from repository where id = %(id)s for share) p
+                         from device d, (select * from repository where id = %(id)s for share) p,
+                              lateral (select count(*) from (
+                                  select from replica o join device c on c.id = o.device_id
+                                   where o.repository_id = p.id and c.name = any(%(copies)s)
+                                     for key share of o) o) held
                         where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
                           and p.id = r.repository_id and p.name is not null and p.frozen is null
                           and p.version = %(version)s and r.version = %(version)s and r.checksum = %(checksum)s
-                          and r.quarantined is null and r.intent_token is null returning 1""",
+                          and r.quarantined is null and r.intent_token is null
+                          and held.count = %(count)s returning 1""",
                     {
+                        "copies": list(copies),
+                        "count": len(copies),
                         "id": repository_id,
                         "device": device,
                         "version": base.version,

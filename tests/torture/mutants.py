@@ -143,7 +143,7 @@ INTENT_NOT_WRITTEN = Mutant(
     (
         Edit(
             "gate.py",
-            "node.db.intend(self._connection, self._repository.id, node.name, self._base, self._intent)",
+            "node.db.intend(self._connection, self._repository.id, node.name, self._base, self._intent, copies)",
             "pass",
         ),
         Edit(

@@ -169,7 +169,7 @@ REASONS = [
     ((BAD, BEHIND), {},
      "no trusted copy of version 3 is left: put device a's disk back and run `git-cluster sync team/app`; "
      "or see what giving it up would lose: `git-cluster thaw team/app --demote a --dry-run`"),
-    ((), {}, "no device holds it; add one: `git-cluster repo set team/app --add-device …`"),
+    ((), {}, "no device holds it; add one: `git-cluster repo place team/app --add …`"),
     ((BAD, OK, ABSENT, BEHIND, OFF), {"min_copies": 4},
      "the copy on a is not trusted: its refs are not those of version 3; c has no copy yet; d is 2 behind; "
      "device e is offline; 2 of 4 copies"),

@@ -133,7 +133,7 @@ def device(name: str, **more: Any) -> Device:
 
 
 def replica(name: str, position: Position | None, **more: Any) -> Replica:
-    of_device = {k: more.pop(k) for k in ("mode", "silent_for", "stopped") if k in more}
+    of_device = {k: more.pop(k) for k in ("mode", "silent_for", "stopped", "zone") if k in more}
     values: dict[str, Any] = {
         "quarantined": None,
         "intent": None,
@@ -254,6 +254,31 @@ def test_copies_go_to_enabled_devices_that_are_up_current_first() -> None:
         replica("h", at(3), silent_for=6.0),
     )
     assert [r.device.name for r in stage_peers(now, "a")] == ["g", "f", "b", "c", "h"]
+
+
+@pytest.mark.parametrize("mine, zones, best", [
+    ("", {"b": "", "c": "", "d": ""}, "bcd"),
+    ("x", {"b": "x", "c": "y", "d": "y"}, "cbd"),       # c; then both zones have a copy: by name
+    ("x", {"b": "x", "c": "y", "d": "z"}, "cdb"),
+    ("x", {"b": "x", "c": "x", "d": ""}, "dbc"),        # no zone: one of its own
+    ("", {"b": "y", "c": "y", "d": "z"}, "bdc"),        # the second copy is in another zone than the first
+])  # fmt: skip
+def test_copies_go_to_other_zones_where_that_is_as_good(mine: str, zones: dict[str, str], best: str) -> None:
+    others = [replica(name, at(3), zone=zone) for name, zone in zones.items()]
+    now = snapshot(3, replica("a", at(3), zone=mine), *others)
+    assert "".join(r.device.name for r in stage_peers(now, "a")) == best
+
+
+def test_a_copy_that_is_there_soon_comes_before_another_zone() -> None:
+    now = snapshot(
+        3,
+        replica("a", at(3), zone="x"),
+        replica("b", at(2), zone="y"),
+        replica("c", at(3), zone="y", silent_for=6.0),
+        replica("d", at(3), zone="y", quarantined="damaged"),
+        replica("e", at(3), zone="x"),
+    )
+    assert [r.device.name for r in stage_peers(now, "a")] == ["e", "d", "b", "c"]
 
 
 @pytest.mark.parametrize("others, newest", [
