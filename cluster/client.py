@@ -50,6 +50,11 @@ class Input:
         out, self._rest = self._rest, b""
         return out or self._client.read(CHUNK)
 
+    def rest(self) -> bytes:
+        """What was read ahead, without waiting for more."""
+        out, self._rest = self._rest, b""
+        return out
+
     def unread(self, data: bytes) -> None:
         """Have `data` be read next."""
         self._rest = data + self._rest

@@ -240,6 +240,10 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         """Whether it has not proven a key that somebody owns."""
         return not (isinstance(self._proven, Actor) and self._wire.is_authenticated())
 
+    @property
+    def _by_device(self) -> bool:
+        return isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE
+
     def hang_up(self, why: str = "") -> None:
         self._why = why
         with suppress(OSError):
@@ -342,6 +346,9 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         counted = self.server.begin()
         code = 1
         try:
+            if not counted and self._by_device:
+                session.channel.close()  # as if we were down already: another device may be asked instead
+                return
             if not counted:
                 raise ClusterError(_CLOSING)
             code = self._answer(session, client)
@@ -353,7 +360,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             code = _tell(client, _unexpected(self.address))
         finally:
             client.finish(code)
-            if not (isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE):
+            if not self._by_device:
                 self.served_at = time.monotonic()  # a peer keeps its connections, and forgets nothing
             self._sessions.pop(session.channel.get_id(), None)
             if counted:
