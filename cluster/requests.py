@@ -36,7 +36,7 @@ class Requests:
         try:
             return self._run(actor, command, client, protocol=protocol, address=address)
         except DatabaseUnavailable as error:
-            if not isinstance(command, ProxyCommand):
+            if not isinstance(command, ProxyCommand) or actor.kind is not ActorKind.DEVICE:
                 raise
             _log.warning("%s: not answered for device %s: %s", command.address, actor.name, error.what)
             return UNABLE
