@@ -269,7 +269,7 @@ _PROXIED = {
     "user": _USER,
     "fingerprint": re.compile(r"SHA256:[A-Za-z0-9+/]{43}"),
     "certified_until": re.compile(r"[0-9T:.-]{19,26}\+00:00"),
-    "protocol": re.compile(r"(version=[0-2](:[a-z0-9=-]+)*)?"),  # as cluster/ssh.py takes it
+    "protocol": re.compile(r"(version=[0-2](:[a-z0-9=-]+)*)?"),  # as cluster/endpoint.py takes it
     "via": re.compile(r"[a-z]{1,20}"),
     "address": re.compile(r"[0-9A-Za-z.:%_-]{0,64}"),
 }

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Thread
 
-from cluster.client import Client, Input
+from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, PeerFailed
 from cluster.logs import fields
 from cluster.model import Device, Request, Service
@@ -183,12 +183,18 @@ class _Unread:
     def __init__(self, client: Client, said: bytes) -> None:
         self._client, self._said = client, said
         self.write, self.write_error, self.say = client.write, client.write_error, client.say
+        self.send_from = client.send_from
 
     def read(self, size: int) -> bytes:
         if not self._said:
             return self._client.read(size)
         data, self._said = self._said[:size], self._said[size:]
         return data
+
+    def receive_into(self, fd: int) -> None:
+        said, self._said = self._said, b""
+        write_all(fd, said)
+        self._client.receive_into(fd)
 
     @property
     def gone(self) -> bool:
