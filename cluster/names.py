@@ -261,6 +261,10 @@ UNSTAGE = "git-cluster-unstage"
 OPERATOR = "git-cluster-operator"
 PROXY = "git-cluster-proxy"
 
+UNABLE = 75
+"""The exit code, without a word, for a ProxyCommand that this device cannot answer though another one may: its database
+is away, or it is about to stop. A sentence would reach the user, who may be answered by that other one."""
+
 _SERVICES = {service.value: service for service in Service}
 # What a ProxyCommand says, and the form of each; `certified_until` may also be null.
 _PROXIED = {

@@ -25,7 +25,7 @@ from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, PeerFailed
 from cluster.logs import fields
 from cluster.model import Device, Request, Service
-from cluster.names import ProxyCommand
+from cluster.names import UNABLE, ProxyCommand
 from cluster.node import Node
 from cluster.remote import Remote
 from cluster.upload import whole_request
@@ -35,9 +35,6 @@ PIECE = 1 << 20
 
 FINISH = 30.0
 """Seconds for a device to say how a command has ended whose output is at its end."""
-
-UNABLE = 75
-"""The exit code, without a word, of a device that cannot answer though another one may: its database is away."""
 
 _log = logging.getLogger(__name__)
 

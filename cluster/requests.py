@@ -10,9 +10,16 @@ from cluster import admin, failing, logs, session, stage
 from cluster.client import Client
 from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
 from cluster.model import Actor, ActorKind, Request
-from cluster.names import Command, OperatorCommand, ProxyCommand, ServiceCommand, StageCommand, UnstageCommand
+from cluster.names import (
+    UNABLE,
+    Command,
+    OperatorCommand,
+    ProxyCommand,
+    ServiceCommand,
+    StageCommand,
+    UnstageCommand,
+)
 from cluster.node import Node
-from cluster.proxy import UNABLE
 
 _log = logging.getLogger(__name__)
 

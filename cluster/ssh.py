@@ -218,10 +218,6 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         """Whether it has not proven a key that somebody owns."""
         return not (isinstance(self._proven, Actor) and self._wire.is_authenticated())
 
-    @property
-    def _by_device(self) -> bool:
-        return isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE
-
     def hang_up(self, why: str = "") -> None:
         self._why = why
         with suppress(OSError):
@@ -323,9 +319,6 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         counted = self.server.begin()
         code = 1
         try:
-            if not counted and self._by_device:
-                session.channel.close()  # as if we were down already: another device may be asked instead
-                return
             actor = self._proven if counted else ClusterError(_CLOSING)
             assert actor
             code = answer(
@@ -338,7 +331,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             )
         finally:
             client.finish(code)
-            if not self._by_device:
+            if not (isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE):
                 self.served_at = time.monotonic()  # a peer keeps its connections, and forgets nothing
             self._sessions.pop(session.channel.get_id(), None)
             if counted:

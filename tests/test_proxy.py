@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import paramiko  # type: ignore[import-untyped,unused-ignore]
 import pytest
@@ -24,10 +25,11 @@ from cluster import keys
 from cluster.disk import FileLock
 from cluster.keyfiles import write_keypair
 from cluster.model import DeviceMode, Level, Service
-from cluster.names import ProxyCommand
+from cluster.names import UNABLE, ProxyCommand
 from tests.breaking import MakeCluster, acknowledged, hold, kill_group, polite, push, sql
 from tests.cluster_fixture import Cluster, Project, RawPush
 from tests.probes import Answer, device_key, git_processes, login, new_user, no_git_left, presentable
+from tests.proxy import CuttingProxy
 
 DEMO = "demo"
 
@@ -300,6 +302,42 @@ def test_a_device_that_shuts_down_is_passed_over(make_cluster: MakeCluster) -> N
             assert (done.code, done.err) == (0, ""), done.text
     finally:
         raw.kill()
+
+
+class OneApart(Cluster):
+    """Device a reaches the database through a proxy of its own."""
+
+    def __init__(self, directory: Path, database: str) -> None:
+        super().__init__(directory, database, {})
+        (folder,) = parse_qs(urlsplit(database).query)["host"]
+        self.proxy = CuttingProxy(Path(folder) / ".s.PGSQL.5432")
+
+    def database_of(self, name: str) -> str:
+        if name != "a":
+            return self.database
+        return f"postgresql://postgres@127.0.0.1:{self.proxy.port}/{urlsplit(self.database).path.strip('/')}"
+
+
+def test_a_device_without_its_database_is_passed_over(database_url: str, tmp_path: Path) -> None:
+    """It could not say what is newest. Whether c knows it from before or logs in anew, another one is asked."""
+    cluster = OneApart(tmp_path / "cluster", database_url)
+    try:
+        cluster.set_up(["a", "b", "c"])
+        for device in "abc":
+            cluster.start(device)
+        project = lone(cluster, "team/app", "ab")
+        warm(project)
+        cluster.proxy.cut()
+        for _ in range(6):
+            done = cluster.git("ls-remote", project.url("c"))
+            assert (done.code, done.err) == (0, ""), done.text
+        for command in (str(asked(project, DEMO, cluster.identity)), "git-cluster-proxy '{}'"):
+            with login(cluster.devices["a"], device_key(cluster.devices["c"])) as connection:
+                answer = connection.ask(command)
+                assert (answer.code, answer.out, answer.err) == (UNABLE, b"", "")
+    finally:
+        cluster.close()
+        cluster.proxy.close()
 
 
 def test_a_key_that_is_not_taken_is_told(make_cluster: MakeCluster) -> None:
