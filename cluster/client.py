@@ -76,6 +76,11 @@ class Input:
         out, self._rest = self._rest, b""
         return out or self._client.read(CHUNK)
 
+    def rest(self) -> bytes:
+        """What was read ahead, without waiting for more."""
+        out, self._rest = self._rest, b""
+        return out
+
     def receive_into(self, fd: int) -> None:
         """Client.receive_into, with what was read ahead."""
         out, self._rest = self._rest, b""

@@ -14,7 +14,7 @@ from typing import Protocol
 from cluster.client import Client
 from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, SchemaMismatch
 from cluster.model import Actor
-from cluster.names import Command, parse_command
+from cluster.names import PROXY, UNABLE, Command, parse_command
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ def answer(
     """
     try:
         if isinstance(actor, ClusterError):
+            if command is not None and command.startswith(PROXY.encode()):
+                return UNABLE
             raise actor
         if command is None:
             greeting = handlers.greeting(actor)

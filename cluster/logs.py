@@ -61,6 +61,9 @@ def to_syslog(otherwise: Path, level: str = "INFO") -> None:
             if otherwise.exists() and otherwise.stat().st_size > MOST_BYTES:
                 otherwise.replace(otherwise.with_suffix(".log.1"))
             handler = logging.FileHandler(otherwise)
+    logging.raiseExceptions = (
+        False  # standard error is the client's: a log that fails is not for them to read
+    )
     _send(handler, level)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from cluster.errors import UsageError
@@ -244,13 +245,50 @@ class OperatorCommand:
         return f"{OPERATOR} {self.verb} {quote(arguments)}"
 
 
-Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand
+@dataclass(frozen=True, slots=True)
+class ProxyCommand:
+    """A device passes on what a user asked of it. The fields are those of their Actor and their Request."""
+
+    service: Service
+    repository: str
+    user: str
+    fingerprint: str
+    certified_until: datetime | None
+    protocol: str
+    via: str
+    address: str
+
+    def __str__(self) -> str:
+        until = self.certified_until and self.certified_until.astimezone(UTC).isoformat()
+        words = {name: getattr(self, name) for name in _PROXIED} | {"certified_until": until}
+        return f"{PROXY} {quote(json.dumps(words, separators=(',', ':')))}"
+
+
+Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand | ProxyCommand
 
 STAGE = "git-cluster-stage"
 UNSTAGE = "git-cluster-unstage"
 OPERATOR = "git-cluster-operator"
+PROXY = "git-cluster-proxy"
+
+UNABLE = 75
+"""The exit code, without a word, for a ProxyCommand that this device cannot answer though another one may: its database
+is away, or it is about to stop. A sentence would reach the user, who may be answered by that other one."""
 
 _SERVICES = {service.value: service for service in Service}
+# What a ProxyCommand says, and the form of each; `certified_until` may also be null.
+_PROXIED = {
+    "service": re.compile("|".join(_SERVICES)),
+    "repository": re.compile(rf".{{1,{MAX_NAME}}}"),
+    "user": _USER,
+    "fingerprint": re.compile(r"SHA256:[A-Za-z0-9+/]{43}"),
+    "certified_until": re.compile(r"[0-9T:.-]{19,26}\+00:00"),
+    "protocol": re.compile(r"(version=[0-2](:[a-z0-9=-]+)*)?"),  # as cluster/endpoint.py takes it
+    "via": re.compile(r"[a-z]{1,20}"),
+    "address": re.compile(r"[0-9A-Za-z.:%_-]{0,64}"),
+}
+_MAX_PROTOCOL = 256
+
 _HINT = "Use git clone, git fetch or git push with this host; it gives no shell."
 _OWN_HINT = "Run the same version of git-cluster on both sides."
 
@@ -275,6 +313,7 @@ def parse_command(command: str) -> Command:
         git-cluster-stage 'name' <uuid> <version>
         git-cluster-unstage 'name' <uuid>
         git-cluster-operator <verb> '<json object>'
+        git-cluster-proxy '<json object>'
 
     No shell is ever given the command. Bytes that are not UTF-8 may stand in it as surrogate escapes.
     """
@@ -299,6 +338,8 @@ def parse_command(command: str) -> Command:
     if program == OPERATOR:
         verb, arguments = _exactly(_words(rest, program), f"{OPERATOR} <verb> <json object>")
         return _operator(verb, arguments)
+    if program == PROXY:
+        return _proxy(*_exactly(_words(rest, program), f"{PROXY} <json object>"))
     runs = "git-upload-pack, git-receive-pack and git-upload-archive"
     raise UsageError(f"git-cluster runs {runs} only, not {shown(program)}", hint=_HINT)
 
@@ -358,7 +399,49 @@ def _version(text: str) -> int:
 def _operator(verb: str, text: str) -> OperatorCommand:
     if not re.fullmatch(r"[a-z-]+", verb) or verb.startswith("-"):
         raise UsageError(f"{shown(verb)} is not an operator's verb", hint=_OWN_HINT)
-    what = f"the arguments of {OPERATOR} {verb[:60]}"
+    return OperatorCommand(verb, _json_object(text, f"{OPERATOR} {verb[:60]}"))
+
+
+def _proxy(text: str) -> ProxyCommand:
+    """Exactly the keys of _PROXIED, each a string of its form; anything else is not from a device of ours."""
+    words = _json_object(text, PROXY)
+    if words.keys() != _PROXIED.keys():
+        raise UsageError(f"{PROXY} takes exactly {', '.join(_PROXIED)}", hint=_OWN_HINT)
+    certified = words.pop("certified_until")
+    checked = {name: _said(name, value) for name, value in words.items()}
+    if (
+        len(checked["protocol"]) > _MAX_PROTOCOL
+        or repository_name(checked["repository"]) != checked["repository"]
+    ):
+        raise UsageError(
+            f"{PROXY}: the protocol is too long, or the name is not as git-cluster writes it", hint=_OWN_HINT
+        )
+    return ProxyCommand(
+        Service(checked.pop("service")),
+        certified_until=None if certified is None else _moment(_said("certified_until", certified)),
+        **checked,
+    )
+
+
+def _said(name: str, value: object) -> str:
+    if not isinstance(value, str) or not _PROXIED[name].fullmatch(value):
+        raise UsageError(f"{PROXY}: {name} is not of the form that it has", hint=_OWN_HINT)
+    return value
+
+
+def _moment(text: str) -> datetime:
+    """In UTC, in the one form that datetime writes."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.isoformat() != text:
+        raise UsageError(f"{PROXY}: certified_until is not a time", hint=_OWN_HINT)
+    return moment
+
+
+def _json_object(text: str, program: str) -> dict[str, object]:
+    what = f"the arguments of {program}"
     try:
         arguments: object = json.loads(text, object_pairs_hook=_no_duplicates)
         # Written again, it shows what the parser lets through: NaN, infinity, halves of a character.
@@ -369,7 +452,7 @@ def _operator(verb: str, text: str) -> OperatorCommand:
         raise UsageError(f"{what} are not a JSON object in ASCII", hint=_OWN_HINT)
     if "\\u0000" in text:  # PostgreSQL's text cannot hold it
         raise UsageError(f"{what} hold a NUL", hint=_OWN_HINT)
-    return OperatorCommand(verb, arguments)
+    return arguments
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.endpoint import Handlers, answer, git_protocol, tell, unforeseen, unknown_for_now
+from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
 from cluster.errors import ClusterError, Refused, UsageError
 from cluster.fd_client import FdClient
 from cluster.keys import fingerprint
@@ -245,7 +245,8 @@ class HookServer:
         )
         try:
             if not counted:
-                return tell(client, ClusterError(_CLOSING))
+                closing = ClusterError(_CLOSING)
+                return answer(self._handlers, closing, asked.command, client, protocol="", address="")
             with self._change:
                 self._clients.add(client)
             actor = known(self._handlers, [word.decode("ascii", "replace") for word in who])

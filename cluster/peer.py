@@ -79,8 +79,13 @@ class _Pool:
                 return wire, _begin(wire, command, protocol)
             except LOST:
                 self.give_back(wire, broken=True)
-        with self._handshakes:
+        if not self._handshakes.acquire(timeout=CHANNEL_TIMEOUT):  # it does not answer those before us either
+            what = f"device {self.name} is too slow to begin what it is asked for"
+            raise PeerFailed(what, hint="Its log may say why.")
+        try:
             wire = self._handshake()
+        finally:
+            self._handshakes.release()
         with self._lock:
             self._busy.add(wire)
         try:

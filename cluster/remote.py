@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -24,14 +24,15 @@ TICK = 1.0
 
 
 class Remote:
-    """From Peers.run. Used by one thread for sending and one for receiving at the most."""
+    """From Peers.run. Used by one thread for sending and one for receiving at the most, and one for stderr."""
 
     def __init__(self, device: str, channel: Any) -> None:
-        self._device, self._channel = device, channel
+        self.device, self._channel = device, channel
         self._stopping = False
         self._ahead = memoryview(b"")
         self._stderr = bytearray()
         self._stderr_lock = threading.Lock()
+        self._stderr_passed_on = False
         # Nothing blocks for longer: stderr must be read while we wait, or it fills the window it shares.
         channel.settimeout(TICK)
 
@@ -43,6 +44,30 @@ class Remote:
             lines = self._stderr.decode(errors="replace").splitlines()
         return "\n".join(line.removeprefix(PREFIX) for line in lines)
 
+    def pass_stderr_on(self, hear: Callable[[bytes], None], wanted: Callable[[], bool]) -> None:
+        """Call `hear` with what the command says on stderr, as it comes, to its end; `stderr` is empty then.
+
+        In a thread of its own, so that `hear` may take its time. As soon as it is not `wanted` any more, the command
+        is abandoned: within a second, even where it says nothing.
+        """
+        self._stderr_passed_on = True
+        while wanted():
+            try:
+                data: bytes = self._channel.recv_stderr(PACKET)
+            except TimeoutError:
+                continue
+            except LOST:
+                return
+            if not data:
+                return
+            hear(data)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End the command: whoever waits for it gets PeerFailed."""
+        with suppress(*LOST):
+            self._channel.close()
+
     def send(self, data: bytes) -> None:
         """All of `data` to the command's input. PeerFailed when it will never be read."""
         view, deadline = memoryview(data), time.monotonic() + STALL
@@ -53,7 +78,7 @@ class Remote:
             except TimeoutError as error:
                 self._drain()
                 if time.monotonic() > deadline:
-                    what = f"device {self._device} has read nothing for {STALL:.0f} seconds"
+                    what = f"device {self.device} has read nothing for {STALL:.0f} seconds"
                     raise PeerFailed(what, hint="Its log may say why.") from error
                 continue
             except LOST as error:
@@ -116,7 +141,7 @@ class Remote:
         Leaving the block ends the command's input, once everything written has been delivered.
         """
         ours, theirs = socket.socketpair()
-        name = f"peer {self._device}"
+        name = f"peer {self.device}"
         inward = threading.Thread(target=self._pump_in, args=(ours,), name=f"{name} in", daemon=True)
         outward = threading.Thread(target=self._pump_out, args=(ours,), name=f"{name} out", daemon=True)
         inward.start()
@@ -157,16 +182,18 @@ class Remote:
             sock.shutdown(socket.SHUT_WR)
 
     def _drain(self) -> None:
+        if self._stderr_passed_on:
+            return
         with self._stderr_lock:
             while self._channel.recv_stderr_ready():
                 self._stderr += self._channel.recv_stderr(WINDOW)
             del self._stderr[:-STDERR]
 
     def _late(self) -> PeerFailed:
-        return PeerFailed(f"device {self._device} did not finish in time", hint="Its log may say why.")
+        return PeerFailed(f"device {self.device} did not finish in time", hint="Its log may say why.")
 
     def _lost(self) -> PeerFailed:
         return PeerFailed(
-            f"the connection to device {self._device} was lost",
+            f"the connection to device {self.device} was lost",
             hint="git-cluster status shows when it was last seen.",
         )

@@ -11,7 +11,15 @@ from cluster.client import Client
 from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
 from cluster.model import Actor, ActorKind, Request
-from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
+from cluster.names import (
+    UNABLE,
+    Command,
+    OperatorCommand,
+    ProxyCommand,
+    ServiceCommand,
+    StageCommand,
+    UnstageCommand,
+)
 from cluster.node import Node
 
 _log = logging.getLogger(__name__)
@@ -42,6 +50,11 @@ class Requests:
                 self._watch.over(client, actor, address) as watched,
             ):
                 return self._run(actor, command, watched, protocol=protocol, address=address)
+        except DatabaseUnavailable as error:
+            if not isinstance(command, ProxyCommand) or actor.kind is not ActorKind.DEVICE:
+                raise
+            _log.warning("%s: not answered for device %s: %s", command.address, actor.name, error.what)
+            return UNABLE
         except (DiskFailed, OSError) as error:
             disk = failing.of_error(error)
             if disk is None:
@@ -61,6 +74,9 @@ class Requests:
                     actor, command.service, command.repository, protocol=protocol, via=via, address=address
                 )
                 return _logged(request, lambda: session.serve(node, request, client))
+            case ProxyCommand() if kind is ActorKind.DEVICE:
+                request = _vouched_for(command, by=actor.name)
+                return _logged(request, lambda: session.serve(node, request, client))
             case StageCommand() if kind is ActorKind.DEVICE:
                 return stage.keep(node, command, client)
             case UnstageCommand() if kind is ActorKind.DEVICE:
@@ -74,6 +90,20 @@ class Requests:
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
             "It gives no shell; use it with git clone, fetch and push."
         )
+
+
+def _vouched_for(command: ProxyCommand, by: str) -> Request:
+    """A user's request that device `by` passes on. Whether their key still counts is looked up as for everybody."""
+    user = Actor(ActorKind.USER, command.user, command.fingerprint, command.certified_until)
+    return Request(
+        user,
+        command.service,
+        command.repository,
+        protocol=command.protocol,
+        via=command.via,
+        address=command.address,
+        through=by,
+    )
 
 
 def _logged(request: Request, serve: Callable[[], int]) -> int:
@@ -92,6 +122,7 @@ def _logged(request: Request, serve: Callable[[], int]) -> int:
                 actor=request.actor.name,
                 kind=request.actor.kind,
                 address=request.address,
+                through=request.through or None,
                 exit=outcome,
                 ms=round((time.monotonic() - begun) * 1000),
             ),

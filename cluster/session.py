@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import getrandbits
 from uuid import uuid4
 
 from cluster import access
@@ -14,42 +15,50 @@ from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
 from cluster.model import ActorKind, DeviceMode, Level, Request, Snapshot
 from cluster.node import Node
+from cluster.proxy import pass_on
 from cluster.receive import Receiving
+from cluster.router import Way, way_of
 from cluster.stage import staged
-from cluster.upload import upload
+from cluster.upload import Settle, upload
 from cluster.verify import doubt
 
 
 def serve(node: Node, request: Request, client: Client) -> int:
-    """Answer one request; the exit code for the client. A ClusterError is the endpoint's to show."""
-    return push(node, request, client) if request.service.writes else read(node, request, client)
+    """Answer one request; the exit code for the client. A ClusterError is the endpoint's to show.
 
-
-def read(node: Node, request: Request, client: Client) -> int:
-    """A clone, fetch, listing or archive. A device is served what is here; everybody else what is newest.
-
-    While the database is away nobody can say what that is: cluster/stale.py.
+    While the database is away nobody can say who may what and what is newest: cluster/stale.py.
     """
-    if request.actor.kind is ActorKind.DEVICE:
-        return upload(node, request, authorize(node, request), client, None)
-
-    def settle(snapshot: Snapshot) -> Snapshot:
-        return fresh(node, snapshot, client.say, lambda: client.gone)
-
+    if request.service.writes:
+        node.reach(Step.AUTHORIZE)
     try:
-        snapshot = settle(authorize(node, request))
-    except DatabaseUnavailable:
-        remembered = node.memory.settle(request, node.store, client.say) if node.memory else None
-        if remembered is None:
-            raise
-        snapshot = remembered
+        snapshot = authorize(node, request)
+        way = route(node, request, snapshot)
+    except DatabaseUnavailable as error:
+        snapshot = remembered(node, request, client, error)
+        return upload(node, request, snapshot, client, settling(node, client))
+
+    def here(client: Client) -> int:
+        return (push if request.service.writes else read)(node, request, snapshot, client)
+
+    if way.elsewhere:
+        return pass_on(node, request, way.elsewhere, client, here if way.here else None)
+    return here(client)
+
+
+def read(node: Node, request: Request, snapshot: Snapshot, client: Client) -> int:
+    """A clone, fetch, listing or archive. A device is served what is here; everybody else what is newest."""
+    if request.actor.kind is ActorKind.DEVICE:
+        return upload(node, request, snapshot, client, None)
+    settle = settling(node, client)
+    try:
+        snapshot = settle(snapshot)
+    except DatabaseUnavailable as error:
+        snapshot = remembered(node, request, client, error)
     return upload(node, request, snapshot, client, settle)
 
 
-def push(node: Node, request: Request, client: Client) -> int:
+def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> int:
     """A push. The steps, and what a failure at each of them leaves behind: docs/write-protocol.md."""
-    node.reach(Step.AUTHORIZE)
-    snapshot = authorize(node, request)
     node.reach(Step.CATCH_UP)
     snapshot = fresh(node, snapshot, client.say, lambda: client.gone)
     repository = snapshot.repository
@@ -103,18 +112,42 @@ def authorize(node: Node, request: Request) -> Snapshot:
             f"you may read {name} but not push to it",
             hint=f"an administrator can: git-cluster grant write {actor.name} {name}",
         )
-    mine = snapshot.of(node.name)
-    if mine is not None and mine.device.mode is DeviceMode.DISABLED:
+    return snapshot
+
+
+def route(node: Node, request: Request, snapshot: Snapshot) -> Way:
+    """Whether this device answers, or which others are asked to. Refused, or NotFound where nobody can."""
+    mine, name = snapshot.of(node.name), request.repository
+    device = mine.device if mine else node.db.device(node.name)
+    if device.mode is DeviceMode.DISABLED:
         raise Refused(
             f"device {node.name} is disabled", hint="use another device; an administrator can enable it"
         )
-    if mine is None:
+    way = way_of(snapshot, request, device.name, device.zone, node.proxy, seed=getrandbits(32))
+    if not way.here and not way.elsewhere:
         urls = " or ".join(f"{r.device.ssh_url}/{name}" for r in snapshot.replicas if r.device.online)
         raise NotFound(
             f"{name} is not kept on device {node.name}",
             hint=f"use {urls}" if urls else "none of its devices is online",
         )
-    return snapshot
+    return way
+
+
+def settling(node: Node, client: Client) -> Settle:
+    """From a look at the repository to one whose newest version is on this disk; the client hears what that takes."""
+    return lambda snapshot: fresh(node, snapshot, client.say, lambda: client.gone)
+
+
+def remembered(node: Node, request: Request, client: Client, away: DatabaseUnavailable) -> Snapshot:
+    """What this device knows of the repository while the database is `away`, which is raised where that is nothing."""
+    found = None
+    if (
+        node.memory and not request.through
+    ):  # a device passes on what others can answer: let it ask another one
+        found = node.memory.settle(request, node.store, client.say)
+    if found is None:
+        raise away
+    return found
 
 
 @contextmanager

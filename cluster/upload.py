@@ -107,7 +107,7 @@ class _Upload:
 
     def _run(self) -> int:
         if self._service is Service.UPLOAD_ARCHIVE:
-            said, whole = _whole_request(self._input)
+            said, whole = whole_request(self._input)
             return self._carry(*self._begun(said, _archive_begins, more=whole))
         if not self._v2:
             return self._carry(*self._begun(b"", _advertisement))
@@ -301,7 +301,7 @@ def _request(client: Input) -> Iterator[bytes]:
             return
 
 
-def _whole_request(client: Input) -> tuple[bytes, bool]:
+def whole_request(client: Input) -> tuple[bytes, bool]:
     """One request, and whether it is one: with the flush that ends it, and of a size to be kept."""
     said = b""
     try:

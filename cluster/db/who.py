@@ -38,13 +38,16 @@ STILL_PROVEN: LiteralString = (
     """
     case when %(proof)s::text is null then true
          when %(certified_until)s::timestamptz is not null then %(certified_until)s::timestamptz > now()
-              and exists (select from actor where name = %(who)s and disabled_at is null)
+              and %(kind)s = 'user' and exists (select from actor where name = %(who)s and disabled_at is null)
          else exists (select from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
-                       where k.fingerprint = %(proof)s and coalesce(a.name, d.name, 'operator') = %(who)s and """
+                       where k.fingerprint = %(proof)s and coalesce(a.name, d.name, 'operator') = %(who)s
+                         and case when a.id is not null then 'user' when d.id is not null then 'device'
+                                  else 'operator' end = %(kind)s and """
     + KEY_COUNTS
     + ") end"
 )
-"""Whether the actor of `proof_of` is still proven; nobody in particular always is."""
+"""Whether the actor of `proof_of` is still proven; nobody in particular always is. A key proves one kind of actor only:
+a device that acts for a user cannot name another device, or an operator, as if that were a user's name."""
 
 
 def proof_of(actor: Actor | None) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def proof_of(actor: Actor | None) -> dict[str, Any]:
     return {
         "proof": actor.fingerprint if actor else None,
         "who": actor.name if actor else None,
+        "kind": actor.kind.value if actor else None,
         "certified_until": actor.certified_until if actor else None,
     }
 

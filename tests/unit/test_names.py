@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -410,6 +411,7 @@ TOKENS = [
     "git-cluster-stage",
     "git-cluster-unstage",
     "git-cluster-operator",
+    "git-cluster-proxy",
     "upload-pack",
 ]
 TOKENS += [
@@ -433,7 +435,7 @@ TOKENS += [
 ]
 
 
-@given(st.lists(st.sampled_from(TOKENS), max_size=12).map("".join), st.sampled_from(["", *TOKENS[:5]]))
+@given(st.lists(st.sampled_from(TOKENS), max_size=12).map("".join), st.sampled_from(["", *TOKENS[:6]]))
 def test_any_pieces_of_commands(rest: str, program: str) -> None:
     check(f"{program} {rest}")
 
@@ -453,6 +455,10 @@ def test_a_device_command_round_trip(repository: str, push_id: UUID, version: in
     unstage = names.UnstageCommand(repository, push_id)
     assert str(unstage) == f"git-cluster-unstage '{repository}' {push_id}"
     assert names.parse_command(str(unstage)) == unstage
+
+
+def far_from_the_ends(moment: datetime) -> bool:
+    return 2 < moment.year < 9998
 
 
 JSON = st.recursive(
@@ -476,6 +482,60 @@ def test_an_operators_command_round_trip(verb: str, arguments: dict[str, object]
         return
     command = names.OperatorCommand(verb, arguments)
     assert names.parse_command(str(command)) == command
+
+
+@given(
+    st.sampled_from(Service),
+    NAMES,
+    st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?", fullmatch=True),
+    st.from_regex(r"SHA256:[A-Za-z0-9+/]{43}", fullmatch=True),
+    st.none()
+    | st.datetimes(timezones=st.just(UTC))
+    | st.datetimes(timezones=st.timezones()).filter(far_from_the_ends),
+    st.sampled_from(["", "version=1", "version=2:object-format=sha1"]),
+    st.sampled_from(["", "192.0.2.1", "2001:db8::1", "fe80::1%eth0"]),
+)
+def test_a_proxied_command_round_trip(
+    service: Service,
+    repository: str,
+    user: str,
+    fingerprint: str,
+    until: datetime | None,
+    protocol: str,
+    address: str,
+) -> None:
+    command = names.ProxyCommand(service, repository, user, fingerprint, until, protocol, "ssh", address)
+    assert names.parse_command(str(command)) == command
+
+
+def test_a_proxied_command_is_as_long_as_can_be_and_still_taken() -> None:
+    command = names.ProxyCommand(
+        Service.UPLOAD_ARCHIVE,
+        "/".join(["a" * 99, "b" * 100]),
+        user="u" * 64,
+        fingerprint="SHA256:" + "/" * 43,
+        certified_until=datetime.max.replace(tzinfo=UTC),
+        protocol="version=2:" + "a" * 246,
+        via="x" * 20,
+        address="f" * 64,
+    )
+    assert names.parse_command(str(command)) == command
+
+
+PROXIED = json.loads(
+    str(names.ProxyCommand(Service.UPLOAD_PACK, "app", "ann", "SHA256:" + "a" * 43, None, "", "ssh", "::1"))
+    .partition(" ")[2]
+    .strip("'")
+)
+
+
+@given(st.dictionaries(st.sampled_from([*PROXIED, "more"]), JSON), st.sets(st.sampled_from([*PROXIED])))
+def test_any_proxied_command(changed: dict[str, object], lacking: set[str]) -> None:
+    words = {key: value for key, value in (PROXIED | changed).items() if key not in lacking}
+    check(f"git-cluster-proxy {names.quote(json.dumps(words))}")
+    if lacking:
+        with pytest.raises(UsageError):
+            names.parse_command(f"git-cluster-proxy {names.quote(json.dumps(words))}")
 
 
 def test_quote_is_gits_own() -> None:
