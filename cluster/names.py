@@ -234,11 +234,20 @@ class OperatorCommand:
         return f"{OPERATOR} {self.verb} {quote(arguments)}"
 
 
-Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand
+@dataclass(frozen=True, slots=True)
+class PingCommand:
+    """A device or an operator asks who this is, and what its clock says (cluster/ping.py)."""
+
+    def __str__(self) -> str:
+        return PING
+
+
+Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand | PingCommand
 
 STAGE = "git-cluster-stage"
 UNSTAGE = "git-cluster-unstage"
 OPERATOR = "git-cluster-operator"
+PING = "git-cluster-ping"
 
 _SERVICES = {service.value: service for service in Service}
 _HINT = "Use git clone, git fetch or git push with this host; it gives no shell."
@@ -265,6 +274,7 @@ def parse_command(command: str) -> Command:
         git-cluster-stage 'name' <uuid> <version>
         git-cluster-unstage 'name' <uuid>
         git-cluster-operator <verb> '<json object>'
+        git-cluster-ping
 
     No shell is ever given the command. Bytes that are not UTF-8 may stand in it as surrogate escapes.
     """
@@ -289,6 +299,9 @@ def parse_command(command: str) -> Command:
     if program == OPERATOR:
         verb, arguments = _exactly(_words(rest, program), f"{OPERATOR} <verb> <json object>")
         return _operator(verb, arguments)
+    if program == PING:
+        _exactly(_words(rest, program), PING)
+        return PingCommand()
     runs = "git-upload-pack, git-receive-pack and git-upload-archive"
     raise UsageError(f"git-cluster runs {runs} only, not {shown(program)}", hint=_HINT)
 

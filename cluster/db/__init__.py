@@ -11,6 +11,7 @@ Contract of this package:
 
 from __future__ import annotations
 
+from cluster.db.condition import Condition, Server
 from cluster.db.devices import Devices
 from cluster.db.history import History
 from cluster.db.log import Log
@@ -22,7 +23,7 @@ from cluster.db.who import UserKey, Who
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Devices, Repositories, Writes, Replicas, History, Log, Recall):
+class Database(Who, Devices, Repositories, Writes, Replicas, History, Log, Recall, Condition):
     """The cluster's PostgreSQL."""
 
 
@@ -33,6 +34,7 @@ __all__ = [
     "Database",
     "LockHolder",
     "Recollection",
+    "Server",
     "UserKey",
     "lock_label",
     "no_repository",

@@ -1,0 +1,82 @@
+"""What PostgreSQL says of itself, for `git-cluster doctor`. Nothing here is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cluster.db.connections import Connections, translated
+from cluster.db.schema import schema_version_of
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One PostgreSQL server and our place in it.
+
+    version: as server_version_num has it, 150004 for 15.4. host: where it is, "" for a Unix socket.
+    most: sessions that this role can have in this database; used: sessions of everybody, now.
+    synchronous_standbys: whether commits wait for another server.
+    writes: whether this role may write to git-cluster's tables; None: there are none.
+    """
+
+    version: int
+    host: str
+    fsync: bool
+    full_page_writes: bool
+    synchronous_commit: str
+    synchronous_standbys: bool
+    most: int
+    used: int
+    writes: bool | None
+
+
+class Tick(NamedTuple):
+    """One look at the database's clock, in seconds: what it said, what ours said half-way, how long it took."""
+
+    theirs: float
+    ours: float
+    taken: float
+
+
+class Condition(Connections):
+    """What PostgreSQL says of itself."""
+
+    def server(self) -> Server:
+        with translated(), self._pool.connection() as link:
+            row = link.execute(
+                """select current_setting('server_version_num')::int as version,
+                          current_setting('fsync') = 'on' as fsync,
+                          current_setting('full_page_writes') = 'on' as full_page_writes,
+                          current_setting('synchronous_commit') as synchronous_commit,
+                          current_setting('synchronous_standby_names') <> '' as synchronous_standbys,
+                          (select least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1),
+                                        current_setting('max_connections')::int
+                                        - current_setting('superuser_reserved_connections')::int
+                                        - coalesce(current_setting('reserved_connections', true), '0')::int)
+                             from pg_roles, pg_database
+                            where rolname = current_user and datname = current_database()) as most,
+                          (select sum(numbackends) from pg_stat_database)::int as used,
+                          (select bool_and(has_table_privilege(oid, 'insert') and has_table_privilege(oid, 'update'))
+                             from unnest(array[to_regclass('push'), to_regclass('replica'), to_regclass('device')]) oid
+                            where oid is not null) as writes"""
+            ).fetchone()
+            assert row is not None
+            host = link.info.host
+        return Server(**row, host="" if host.startswith("/") else f"{host} port {link.info.port}")
+
+    def tick(self) -> Tick:
+        """One round trip. DatabaseUnavailable."""
+        with translated(), self._pool.connection() as link:
+            began, since = time.time(), time.monotonic()
+            row = link.execute(
+                "select extract(epoch from clock_timestamp())::float as now", prepare=False
+            ).fetchone()
+            taken = time.monotonic() - since
+        assert row is not None
+        return Tick(row["now"], began + taken / 2, taken)
+
+    def schema_version(self) -> int | None:
+        """Of git-cluster's schema in this database; None: it has none. SchemaMismatch: it has somebody else's."""
+        with translated(), self._pool.connection() as link:
+            return schema_version_of(link)
