@@ -25,11 +25,14 @@ from tests.cluster_fixture import Cluster, Done
 from tests.disk_fixture import MOUNTED, Disk, _mount, kind_here
 from tests.probes import login, on_disk
 
-SHORTEST = 30.0
+ENOUGH = 60.0
 """Seconds in which it ends, whatever hangs: its own 15, and room for a machine that is busy."""
 
 MACHINE = {"disk space", "disk writes", "open files", "clock", "git"}
 """Checks whose verdict is this machine's, not the cluster's."""
+
+BUSY = {"database"}
+"""The same for a warning, which is about how long it took."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Report:
     @property
     def troubles(self) -> set[str]:
         """The checks that found a problem or have a warning."""
-        return {str(c["check"]) for c in self.checks if c["verdict"] != "ok"} - MACHINE
+        found = {(str(c["check"]), c["verdict"]) for c in self.checks if c["verdict"] != "ok"}
+        return {check for check, _ in found - {(check, "warning") for check in BUSY}} - MACHINE
 
 
 def doctor(config: Path, **env: str) -> Report:
@@ -73,7 +77,7 @@ def doctor(config: Path, **env: str) -> Report:
 def run(config: Path, *arguments: str, **env: str) -> Done:
     done = subprocess.run(
         [sys.executable, "-m", "cluster", "--config", str(config), *arguments],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=SHORTEST, env={**os.environ, **env},
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=ENOUGH, env={**os.environ, **env},
     )  # fmt: skip
     return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -378,6 +382,10 @@ def registered(cluster: Cluster, device: str, **changes: str) -> Iterator[None]:
 
 def test_a_peer_with_another_host_key(devices: Cluster, a: LoopbackDevice) -> None:
     wrong = devices.db.device("c").host_key
+    with registered(devices, "b", ssh_url="ssh://git@127.0.0.1:99999"):
+        assert doctor(a.config)["peer b"].startswith(
+            "problem: device b is registered at ssh://git@127.0.0.1:99999, which"
+        )
     for key in (wrong, "nonsense"):
         with registered(devices, "b", host_key=key):
             for config in (a.config, devices.config):
@@ -434,7 +442,7 @@ def test_peers_that_are_killed_or_hang(make_cluster: Callable[..., Cluster]) -> 
         assert report["peer b"].startswith("problem: "), report["peer b"]
         assert report["peer c"].startswith("ok: online, ")
         assert report.troubles == {"peer b"}
-        assert time.monotonic() - began < SHORTEST
+        assert time.monotonic() - began < ENOUGH
     assert operator_keys(cluster) == 0
     cluster.stop("b", how=signal.SIGKILL)
     cluster.wait(lambda: not cluster.db.device("b").online, "b counts as offline")
@@ -458,7 +466,7 @@ def test_who_is_interrupted_takes_its_key_back(make_cluster: Callable[..., Clust
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as examining:
             cluster.wait(lambda: operator_keys(cluster), "it has a key")
             examining.send_signal(number)
-            assert examining.wait(SHORTEST) == code
+            assert examining.wait(ENOUGH) == code
             assert examining.stderr and b"Traceback" not in examining.stderr.read()
         assert operator_keys(cluster) == 0
 
@@ -525,6 +533,37 @@ def test_a_database_that_is_away(devices: Cluster, a: LoopbackDevice) -> None:
     assert report.troubles == {"database", "peers"}
 
 
+@pytest.mark.parametrize(
+    "database",
+    [
+        "postgresql://git:hush-5up3r@no-such-host.invalid/cluster",
+        "postgresql://git:hush-5up3r@127.0.0.1:notaport/cluster",
+        "postgresql://git:hush-5up3r@127.0.0.1/cluster?no_such_option=1",
+        "host=127.0.0.1 password='hush-5up3r",
+        "postgresql://git:hush-5up3r@127.0.0.1/cluster?target_session_attrs=any",
+    ],
+)
+def test_a_database_that_is_none(tmp_path: Path, database: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'[cluster]\ndatabase = """{database}"""\n')
+    report = doctor(file)
+    assert report["database"].startswith("problem: ")
+    assert "hush-5up3r" not in str(report)
+
+
+def test_a_database_that_takes_no_writes(devices: Cluster, a: LoopbackDevice) -> None:
+    with psycopg.connect(devices.database, autocommit=True) as connection:
+        connection.execute("drop role if exists idle")
+        connection.execute("create role idle login")
+        connection.execute("alter role idle set default_transaction_read_only = on")
+        try:
+            report = doctor(variant(a, "postgres:@", "idle:@"))
+        finally:
+            connection.execute("drop role idle")
+    assert report["database"].startswith("problem: no connection to the cluster's database: ")
+    assert "read-only" in report["database"] and "name the server that takes writes" in report["database"]
+
+
 def test_a_database_that_hangs(devices: Cluster, a: LoopbackDevice) -> None:
     """One that takes connections and says nothing, alone and as two hosts."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -534,7 +573,7 @@ def test_a_database_that_hangs(devices: Cluster, a: LoopbackDevice) -> None:
             report = doctor(variant(a, devices.database, f"postgresql://git@{host}/x"))
             assert report["database"].startswith(("problem: no connection", "problem: no answer within"))
             assert report["daemon"] == "ok: it runs"
-            assert time.monotonic() - began < SHORTEST
+            assert time.monotonic() - began < ENOUGH
 
 
 NEW = "drop schema public cascade; create schema public"

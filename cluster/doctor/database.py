@@ -107,4 +107,4 @@ def skew(ticks: list[Tick]) -> float:
     """Seconds by which the database's clock is ahead: by the fastest look at it, which is off by half of what it took
     at the most."""
     best = min(ticks, key=lambda tick: tick.taken)
-    return best.theirs - best.ours
+    return judge.at_least(best.theirs - best.ours, best.taken / 2)

@@ -26,7 +26,7 @@ from cluster.doctor import copies, database, devices, keyring, machine
 from cluster.doctor.database import Known
 from cluster.doctor.devices import Answer
 from cluster.doctor.finding import Finding, problem, warning
-from cluster.doctor.judge import seconds
+from cluster.doctor.judge import at_least, seconds
 from cluster.errors import ClusterError, PeerFailed
 from cluster.keyfiles import generate_key
 from cluster.model import Device, DeviceMode
@@ -257,9 +257,14 @@ def _ask(device: Device, peers: Peers | None, known: Known) -> Answer | ClusterE
         pong, ahead = ping.ask(peers, device)
     except PeerFailed as error:
         return error
+    except ValueError:  # a port that is none
+        return ClusterError(
+            f"device {device.name} is registered at {device.ssh_url}, which is no SSH URL",
+            hint="register it as ssh://user@host:port",
+        )
     if known.skew is None or pong.version is None:
         return Answer(pong)
-    return Answer(pong, ahead - known.skew)
+    return Answer(pong, at_least(ahead - known.skew, pong.taken / 2))
 
 
 def _peer(device: Device, peers: Peers | None, known: Known) -> Callable[[], list[Finding]]:

@@ -162,6 +162,11 @@ def connections(most: int, used: int, devices: int) -> Finding:
     return ok(check, f"{most} database sessions, {free} of them free; {need} may be needed")
 
 
+def at_least(skew: float, doubt: float) -> float:
+    """By how much a clock is off for certain, which was looked at with a doubt of so many seconds either way."""
+    return max(0.0, skew - doubt) if skew > 0 else min(0.0, skew + doubt)
+
+
 def clock(skew: float, whose: str = "the database's") -> Finding:
     """skew: seconds by which that clock is ahead of this machine's."""
     amount, check = abs(skew), "clock"

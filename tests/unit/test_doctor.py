@@ -159,7 +159,15 @@ def test_clock(skew: float, verdict: str, words: str) -> None:
 
 def test_the_fastest_look_at_a_clock_counts() -> None:
     ticks = [Tick(theirs=105.0, ours=100.0, taken=2.0), Tick(104.5, 100.0, 0.01), Tick(90.0, 100.0, 1.0)]
-    assert database.skew(ticks) == 4.5
+    assert database.skew(ticks) == pytest.approx(4.495)
+
+
+@pytest.mark.parametrize(
+    ("skew", "doubt", "certain"),
+    [(5.0, 0.0, 5.0), (5.0, 1.0, 4.0), (-5.0, 1.0, -4.0), (0.5, 1.0, 0.0), (-0.5, 1.0, 0.0), (0.0, 9.0, 0.0)],
+)
+def test_a_slow_answer_accuses_no_clock(skew: float, doubt: float, certain: float) -> None:
+    assert judge.at_least(skew, doubt) == certain
 
 
 @pytest.mark.parametrize(
