@@ -521,6 +521,56 @@ def test_repositories_that_need_somebody(make_cluster: Callable[..., Cluster]) -
     assert cluster.admin("doctor").code == 1
 
 
+INTENT = """intent_token = gen_random_uuid(), intent_push = gen_random_uuid(), intent_actor = 'x', intent_via = 'ssh',
+            intent_address = '', intent_at = now(), intent_refs = '[["refs/heads/x", "0", "1"]]'"""
+
+
+def test_repositories_are_put_together_only_where_status_says_the_same(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    """doctor looks at one of each kind, so that a hundred thousand repositories cost no more than a few."""
+    cluster = make_cluster("abc", start="")
+    conditions = [
+        ("", []),
+        ("frozen = 'by hand', frozen_at = now()", []),
+        ("", ["version = null, checksum = null"]),
+        ("", ["version = null, checksum = null", "version = null, checksum = null"]),
+        ("", ["quarantined = 'x', distrust = 'damaged'"]),
+        ("", ["quarantined = 'x', distrust = 'demoted'", "version = null, checksum = null"]),
+        ("", ["damage = 'missing blob'"]),
+        ("", ["marker_version = 7, marker_checksum = 'x'"]),
+        ("", [INTENT]),
+    ]
+    with psycopg.connect(cluster.database, autocommit=True) as connection:
+        connection.execute("update device set last_seen_at = now() + interval '1 hour' where name <> 'c'")
+        for number, (repository, replicas) in enumerate(conditions):
+            for copy in "xyz":
+                places = "abc" if copy == "z" else "ab"
+                id = cluster.create(f"team/{number}{copy}", devices=places, min_copies=2)
+                connection.execute(
+                    f"update replica set version = 0, checksum = p.checksum from repository p where p.id = {id}"
+                    f" and repository_id = {id}"
+                )
+                if repository:
+                    connection.execute(f"update repository set {repository} where id = {id}")
+                for device, change in zip("ab", replicas, strict=False):
+                    connection.execute(
+                        f"update replica set {change} where repository_id = {id}"
+                        f" and device_id = (select id from device where name = '{device}')"
+                    )
+    states = {e["name"]: e["state"] for e in cluster.admin_json("status")["repositories"]}
+    assert set(states.values()) == {"healthy", "frozen", "degraded"} and len(states) == 3 * len(conditions)
+    alike = cluster.db.alike()
+    assert sum(each.count for each in alike) == len(states)
+    assert sorted(name for each in alike for name in each.names) == sorted(states)
+    for each in alike:
+        assert len({states[name] for name in each.names}) == 1, each
+    assert len(alike) < len(states)
+    count = {state: sum(s == state for s in states.values()) for state in ("frozen", "degraded")}
+    told = doctor(cluster.config)["copies"]
+    assert all(f"{count[state]} {state} (" in told for state in count), told
+
+
 # ------------------------------------------------------------------------------------------------ the database
 
 

@@ -11,7 +11,7 @@ Contract of this package:
 
 from __future__ import annotations
 
-from cluster.db.condition import Condition, Server
+from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
 from cluster.db.history import History
 from cluster.db.log import Log
@@ -29,6 +29,7 @@ class Database(Who, Devices, Repositories, Writes, Replicas, History, Log, Recal
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Alike",
     "Connection",
     "Copy",
     "Database",

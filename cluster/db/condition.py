@@ -31,6 +31,14 @@ class Server:
     writes: bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Repositories in the same condition on the same devices: how many, and the names of the first three."""
+
+    count: int
+    names: tuple[str, ...]
+
+
 class Tick(NamedTuple):
     """One look at the database's clock, in seconds: what it said, what ours said half-way, how long it took."""
 
@@ -80,3 +88,27 @@ class Condition(Connections):
         """Of git-cluster's schema in this database; None: it has none. SchemaMismatch: it has somebody else's."""
         with translated(), self._pool.connection() as link:
             return schema_version_of(link)
+
+    def alike(self) -> list[Alike]:
+        """All repositories in groups of which cluster/status.py says the same of each: the largest first.
+
+        A hundred thousand repositories are a few groups. One that is being written to, or was interrupted in that, is a
+        group by itself, because a lock decides about it.
+        """
+        rows = self._read(
+            """with shaped as (
+                   select p.id, p.name, concat_ws('/', p.frozen is not null, p.version > 0, p.min_copies,
+                          string_agg(concat(r.device_id,
+                              case when r.intent_token is not null then concat('i', p.id)
+                                   when r.quarantined is not null then 'q'
+                                   when r.version is null then 'a'
+                                   when r.version = p.version and r.checksum = p.checksum then 'c'
+                                   else 'b' end,
+                              case when r.marker_version is not null then concat('m', p.id) end,
+                              case when r.damage is not null then 'd' end), ',' order by r.device_id)) as shape
+                     from repository p left join replica r on r.repository_id = p.id
+                    where p.name is not null group by p.id)
+               select count(*) as count, (array_agg(name order by name))[1:3] as names
+                 from shaped group by shape order by count(*) desc, min(name)"""
+        )
+        return [Alike(row["count"], tuple(row["names"])) for row in rows]

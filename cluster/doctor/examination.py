@@ -19,7 +19,7 @@ from dataclasses import replace
 from threading import Event, Thread
 from typing import Any, Generic, TypeVar
 
-from cluster import keys, ping, status
+from cluster import keys, ping
 from cluster.config import Config, SshSection
 from cluster.db import Database
 from cluster.doctor import copies, database, devices, keyring, machine
@@ -163,7 +163,7 @@ def _the_cluster(config: Config, known: Known, until: float) -> Iterator[Finding
             if device.name != name:
                 works.append(Work(f"peer {device.name}", _peer(device, peers, known)))
         if db := known.db:
-            works.append(Work("copies", lambda: _copies(db, config, known)))
+            works.append(Work("copies", lambda: copies.look(db, known.devices)))
         else:
             what = "neither peers nor copies were looked at: who and where they are, only the database says"
             yield warning("peers", what, "put the database right, then run doctor again")
@@ -289,7 +289,3 @@ def _endpoint(ssh: SshSection | None, mine: Device, peers: Peers | None, known: 
         if not isinstance(second, ClusterError):
             return devices.own(mine, second, locally=True)
     return devices.own(mine, answer, locally=False)
-
-
-def _copies(db: Database, config: Config, known: Known) -> list[Finding]:
-    return copies.judge(status.observe(db, config.cluster.name), known.devices)

@@ -37,7 +37,7 @@ def problem(check: str, what: str, hint: str) -> Finding:
     return Finding(check, Verdict.PROBLEM, what, hint)
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    left = len(names) - most
+def some(names: Sequence[str], count: int, most: int = 3) -> str:
+    """The first of `count` names, and how many more there are."""
+    left = count - min(most, len(names))
     return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import __version__
-from cluster.db import Server
+from cluster.db import Alike, Server
 from cluster.db.condition import Tick
 from cluster.db.schema import SCHEMA_VERSION
 from cluster.doctor import Finding, Verdict, copies, database, devices, judge
@@ -386,13 +386,11 @@ def test_an_answer_is_made_fit_to_be_shown() -> None:
 # Copies
 
 
-def entry(name: str, state: str = "healthy", on: str = "ab", min_copies: int = 2) -> dict[str, Any]:
-    return {
-        "name": name,
-        "state": state,
-        "min_copies": min_copies,
-        "replicas": [{"device": place} for place in on],
-    }
+def alike(
+    *names: str, state: str = "healthy", on: str = "ab", min_copies: int = 2, count: int = 0
+) -> copies.Group:
+    entry = {"state": state, "min_copies": min_copies, "replicas": [{"device": place} for place in on]}
+    return copies.Group(Alike(count or len(names), names), entry)
 
 
 def zones(**named: str) -> list[Device]:
@@ -400,44 +398,54 @@ def zones(**named: str) -> list[Device]:
 
 
 @pytest.mark.parametrize(
-    ("entries", "verdict", "words"),
+    ("groups", "verdict", "words"),
     [
         ([], OK, "no repositories yet"),
-        ([entry("x")], OK, "1 repository, all healthy"),
-        ([entry("x"), entry("y")], OK, "2 repositories, all healthy"),
-        ([entry("x"), entry("y", "degraded")], WARNING, "of 2 repositories: 1 degraded (y)"),
-        ([entry("x", "degraded"), entry("y", "frozen")], PROBLEM, "1 frozen (y); 1 degraded (x)"),
-        ([entry("x", "unavailable")], PROBLEM, "of 1 repository: 1 unavailable (x)"),
-        ([entry(n, "degraded") for n in "vwxyz"], WARNING, "5 degraded (v, w, x and 2 more)"),
+        ([alike("x")], OK, "1 repository, all healthy"),
+        ([alike("x", "y"), alike("z")], OK, "3 repositories, all healthy"),
+        ([alike("x"), alike("y", state="degraded")], WARNING, "of 2 repositories: 1 degraded (y)"),
+        ([alike("x", state="degraded"), alike("y", state="frozen")], PROBLEM, "1 frozen (y); 1 degraded (x)"),
+        ([alike("x", state="unavailable")], PROBLEM, "of 1 repository: 1 unavailable (x)"),
+        ([alike(*"vwx", state="degraded", count=5)], WARNING, "5 degraded (v, w, x and 2 more)"),
+        (
+            [alike(*"cde", state="degraded", count=99), alike("a", state="degraded")],
+            WARNING,
+            "100 degraded (a, c, d and 97 more)",
+        ),
     ],
 )
-def test_states_of_copies(entries: list[dict[str, Any]], verdict: str, words: str) -> None:
-    (finding,) = copies.judge({"repositories": entries}, zones(a="", b=""))
+def test_states_of_copies(groups: list[copies.Group], verdict: str, words: str) -> None:
+    (finding,) = copies.judge(groups, zones(a="", b=""))
     is_told(finding, verdict, words)
+
+
+def test_copies_that_were_not_looked_at_are_counted() -> None:
+    (finding,) = copies.judge([alike("x")], [], unseen=9)
+    is_told(finding, OK, "10 repositories, all healthy but for 9 at work, which were not looked at")
 
 
 @pytest.mark.parametrize(
     ("subject", "zoned", "found"),
     [
-        (entry("x"), zones(a="", b=""), []),
-        (entry("x"), zones(a="east", b="east"), []),  # there is no other zone to go to
-        (entry("x"), zones(a="east", b="east", c="west"), ["zones"]),
-        (entry("x"), zones(a="east", b="west"), []),
-        (entry("x"), zones(a="", b="", c="west", d="east"), ["zones"]),
-        (entry("x", on="a", min_copies=1), zones(a="east", b="west"), []),
-        (entry("x", on="a"), zones(a="east", b="west"), ["min_copies"]),
-        (entry("x", on="", min_copies=1), zones(a=""), ["min_copies"]),
-        (entry("x", min_copies=3), zones(a="east", b="east", c="west"), ["min_copies", "zones"]),
+        (alike("x"), zones(a="", b=""), []),
+        (alike("x"), zones(a="east", b="east"), []),  # there is no other zone to go to
+        (alike("x"), zones(a="east", b="east", c="west"), ["zones"]),
+        (alike("x"), zones(a="east", b="west"), []),
+        (alike("x"), zones(a="", b="", c="west", d="east"), ["zones"]),
+        (alike("x", on="a", min_copies=1), zones(a="east", b="west"), []),
+        (alike("x", on="a"), zones(a="east", b="west"), ["min_copies"]),
+        (alike("x", on="", min_copies=1), zones(a=""), ["min_copies"]),
+        (alike("x", min_copies=3), zones(a="east", b="east", c="west"), ["min_copies", "zones"]),
     ],
 )
-def test_where_copies_are(subject: dict[str, Any], zoned: list[Device], found: list[str]) -> None:
-    _, *findings = copies.judge({"repositories": [subject]}, zoned)
+def test_where_copies_are(subject: copies.Group, zoned: list[Device], found: list[str]) -> None:
+    _, *findings = copies.judge([subject], zoned)
     assert [finding.check for finding in findings] == found
     for finding in findings:
         is_told(finding, WARNING, "x")
 
 
 def test_some() -> None:
-    assert some([]) == ""
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+    assert some([], 0) == ""
+    assert some(["a", "b", "c"], 3) == "a, b, c"
+    assert some(["a", "b", "c", "d"], 4) == some(["a", "b", "c"], 4) == "a, b, c and 1 more"
