@@ -191,6 +191,8 @@ def test_a_configuration_with_a_password_that_others_can_read(public_folder: Pat
     done = run(file, "doctor")
     assert "hush-5up3r" not in done.text
     assert doctor(file)["configuration"].startswith("warning: everybody on this machine can read")
+    file.write_text('[cluster]\ndatabase = "postgresql://git:@127.0.0.1:1/x"\n')
+    assert doctor(file)["configuration"] == f"ok: {file}"
     file.chmod(0o646)
     assert doctor(file)["configuration"].startswith("problem: everybody on this machine can write to")
     file.chmod(0o640)
@@ -267,7 +269,7 @@ def test_a_disk_that_is_full(small: tuple[Disk, Path]) -> None:
         report = doctor(config)
         assert report["disk space"].startswith("problem: 0 KiB free of 32.0 MiB (0%) (make room")
         assert "problem: nothing can be written to" in report["disk writes"]
-        assert "is full; an administrator has to make room" in report["disk writes"]
+        assert "make room: pushes and syncs fail" in report["disk writes"]
     with disk.without_inodes():
         room = [str(c["what"]) for c in doctor(config).checks if c["check"] == "disk space"]
         assert any("more files" in what for what in room), room
@@ -279,7 +281,7 @@ def test_a_disk_that_is_read_only(small: tuple[Disk, Path]) -> None:
     with disk.read_only():
         report = doctor(config)
         assert re.match(
-            r"problem: nothing can be written to \S+: Read-only file system \(cannot", report["disk writes"]
+            r"problem: nothing can be written to \S+: Read-only file system \(mount it", report["disk writes"]
         )
 
 
@@ -295,6 +297,44 @@ def test_a_disk_on_which_nothing_can_be_executed(small: tuple[Disk, Path]) -> No
 
 
 # ----------------------------------------------------------------------------------------------------- keys
+
+
+def test_a_key_file_that_hangs(a: LoopbackDevice) -> None:
+    """A named pipe, or a file on a server that is gone: the rest is looked at none the less."""
+    pipe = a.directory / "pipe"
+    os.mkfifo(pipe, 0o600)
+    report = doctor(variant(a, 'key = "device_ed25519"', 'key = "pipe"'))
+    assert report["device key"].startswith("problem: no answer within ")
+    assert report["daemon"].startswith("ok") and report["peer b"].startswith("ok") and report["copies"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_somebody_else_asks(a: LoopbackDevice, public_folder: Path) -> None:
+    """Who may not look at the device's files is told so, and nothing that is not true."""
+    config = public_folder / "config.toml"
+    config.write_text(a.config.read_text().replace('"data"', f'"{public_folder}/data"'))
+    config.chmod(0o644)
+    (public_folder / "data").mkdir(mode=0o700)
+    words = [
+        "setpriv",
+        "--reuid=65534",
+        "--clear-groups",
+        sys.executable,
+        "-m",
+        "cluster",
+        "--config",
+        str(config),
+    ]
+    done = subprocess.run(
+        [*words, "doctor", "--json"], capture_output=True, timeout=ENOUGH, cwd=Path(__file__).parent.parent
+    )
+    if done.returncode not in (0, 1):  # the checkout is not for everybody's eyes
+        pytest.skip("nobody may read this checkout")
+    document = json.loads(done.stdout)
+    report = Report(done.returncode, document["ok"], document["checks"])
+    assert "belongs to root, not to the user that runs this" in report["data folder"]
+    assert "Permission denied (it must belong to the user" in report["disk writes"]
+    assert report["daemon"].startswith("problem: this could not be looked at: Permission denied")
 
 
 @contextmanager

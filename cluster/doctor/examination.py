@@ -38,6 +38,9 @@ DATABASE = 8.0
 TOTAL = 14.0
 """Seconds for everything; taking back the key of an administrator's machine comes on top."""
 
+FILES = 3.0
+"""Seconds for a look at a few files, when everything else has been looked at or waits for it."""
+
 PARTING = 1.0
 """Seconds for work that was broken off to remove what it made."""
 
@@ -150,11 +153,11 @@ def _the_cluster(config: Config, known: Known, until: float) -> Iterator[Finding
         yield from _registered(name, mine, known)
         reading = Work("device key", lambda: _keys(config, mine))
         try:
-            key, found = reading.result(until)
+            key, found = reading.result(time.monotonic() + FILES)
         except Exception as error:
             found = [reading.failed(error)]
         yield from found
-        yield from settled(Work("daemon", lambda: [_daemon(config, mine)]), until)
+        yield from settled(Work("daemon", lambda: [_daemon(config, mine)]), time.monotonic() + FILES)
     with _peers(config, known, mine, key, until) as peers:
         works = []
         if mine and mine.mode is not DeviceMode.DISABLED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pwd
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from cluster import failing, git, hooks
+from cluster import git, hooks
 from cluster.config import Config, redact
 from cluster.disk import FileLock
 from cluster.doctor import judge
@@ -33,8 +34,19 @@ EXECUTED = 73
 """The exit code by which a script shows that it ran."""
 
 
+_THEIRS = "it must belong to the user that git-cluster runs as, and doctor must run as that user"
+_WHAT_TO_DO = {
+    errno.ENOSPC: "make room: pushes and syncs fail",
+    errno.EDQUOT: "raise the quota: pushes and syncs fail",
+    errno.EROFS: "mount it read-write; if it was, the system's log says why it no longer is",
+    errno.EACCES: _THEIRS,
+    errno.EPERM: _THEIRS,
+}
+
+
 def configuration(config: Config) -> list[Finding]:
-    path, secret = config.path, redact(config.cluster.database) != config.cluster.database
+    path, database = config.path, config.cluster.database.replace(":@", "@")  # an empty password is none
+    secret = redact(database) != database
     exposed = all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
     return [judge.configuration(path.stat().st_mode, secret=secret, exposed=exposed, path=str(path))]
 
@@ -67,7 +79,9 @@ def openssh() -> list[Finding]:
 
 def open_files(data_dir: Path) -> list[Finding]:
     """Of this device's daemon where that runs, else of whatever is started from here."""
-    _, daemon = holder(daemon_lock(data_dir))
+    daemon = None
+    with suppress(OSError):
+        _, daemon = holder(daemon_lock(data_dir))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most, whose = (None if hard == resource.RLIM_INFINITY else hard), "a process started from here"
     if daemon is not None:
@@ -107,12 +121,11 @@ def disk(data_dir: Path) -> list[Finding]:
         with _scratch(data_dir) as scratch:
             findings += [_writes(scratch), _locks(scratch), _hooks(scratch)]
     except OSError as error:
-        known = failing.of_error(error)
         findings.append(
             problem(
                 "disk writes",
                 f"nothing can be written to {data_dir}: {error.strerror}",
-                known.how if known else "look at the disk, and at the system's log",
+                _WHAT_TO_DO.get(error.errno or 0, "look at the disk, and at the system's log"),
             )
         )
     return findings
@@ -204,10 +217,11 @@ def daemon_lock(data_dir: Path) -> Path:
 
 
 def holder(lock: Path) -> tuple[bool, int | None]:
-    """Whether somebody holds an flock(2) on a file, and the process, where that can be told. Disturbs nobody."""
+    """Whether somebody holds an flock(2) on a file, and the process, where that can be told. Disturbs nobody. OSError
+    where the file cannot be looked at."""
     try:
         status = lock.stat()
-    except OSError:
+    except FileNotFoundError:
         return False, None
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError):
@@ -215,16 +229,11 @@ def holder(lock: Path) -> tuple[bool, int | None]:
             words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:123456 0 EOF
             if len(words) > 5 and words[1] == "FLOCK" and words[5] == device:
                 return True, int(words[4]) if int(words[4]) > 0 else None
-    try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False, None
+    fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # processes of another container are not in that list
     except BlockingIOError:
         return True, None
-    except OSError:
-        return False, None
     finally:
         os.close(fd)
     return False, None
