@@ -64,6 +64,13 @@ def start(directory: Path) -> str:
         return _url(server.ensure_running())
 
 
+def running(directory: Path) -> str | None:
+    """The libpq URL of the server of `directory` if it runs and takes connections. Starts and changes nothing."""
+    directory = directory.resolve()
+    found = _Postmaster.of(directory)
+    return _url(found.socket_dir) if found is not None and found.ready else None
+
+
 def stop(directory: Path) -> None:
     """Stop the server of `directory`: connections are closed, all is flushed. Fine if it is not running.
 

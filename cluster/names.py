@@ -264,7 +264,15 @@ class ProxyCommand:
         return f"{PROXY} {quote(json.dumps(words, separators=(',', ':')))}"
 
 
-Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand | ProxyCommand
+@dataclass(frozen=True, slots=True)
+class PingCommand:
+    """A device or an operator asks who this is, and what its clock says (cluster/ping.py)."""
+
+    def __str__(self) -> str:
+        return PING
+
+
+Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand | ProxyCommand | PingCommand
 
 STAGE = "git-cluster-stage"
 UNSTAGE = "git-cluster-unstage"
@@ -274,6 +282,7 @@ PROXY = "git-cluster-proxy"
 UNABLE = 75
 """The exit code, without a word, for a ProxyCommand that this device cannot answer though another one may: its database
 is away, or it is about to stop. A sentence would reach the user, who may be answered by that other one."""
+PING = "git-cluster-ping"
 
 _SERVICES = {service.value: service for service in Service}
 # What a ProxyCommand says, and the form of each; `certified_until` may also be null.
@@ -314,6 +323,7 @@ def parse_command(command: str) -> Command:
         git-cluster-unstage 'name' <uuid>
         git-cluster-operator <verb> '<json object>'
         git-cluster-proxy '<json object>'
+        git-cluster-ping
 
     No shell is ever given the command. Bytes that are not UTF-8 may stand in it as surrogate escapes.
     """
@@ -340,6 +350,9 @@ def parse_command(command: str) -> Command:
         return _operator(verb, arguments)
     if program == PROXY:
         return _proxy(*_exactly(_words(rest, program), f"{PROXY} <json object>"))
+    if program == PING:
+        _exactly(_words(rest, program), PING)
+        return PingCommand()
     runs = "git-upload-pack, git-receive-pack and git-upload-archive"
     raise UsageError(f"git-cluster runs {runs} only, not {shown(program)}", hint=_HINT)
 

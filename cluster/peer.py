@@ -123,7 +123,26 @@ class _Pool:
         for wire in wires:
             wire.close()
 
+    def greet(self) -> None:
+        """Make sure that whoever answers has the registered host key, without logging in."""
+        transport = self._connect()
+        try:
+            self._verify(transport)
+        finally:
+            transport.close()
+
     def _handshake(self) -> Wire:
+        transport = self._connect()
+        try:
+            self._verify(transport)
+            self._log_in(transport, urlsplit(self.url).username or self._login.user)
+        except BaseException:
+            transport.close()
+            raise
+        transport.watch()
+        return transport
+
+    def _connect(self) -> Wire:
         url = urlsplit(self.url)
         host, port = url.hostname or "", url.port or 22
         try:
@@ -134,16 +153,9 @@ class _Pool:
             raise PeerFailed(
                 what, hint="Is git-cluster running there, and is the port open from here?"
             ) from error
-        transport = Wire(sock)
-        try:
-            self._authenticate(transport, url.username or self._login.user)
-        except BaseException:
-            transport.close()
-            raise
-        transport.watch()
-        return transport
+        return Wire(sock)
 
-    def _authenticate(self, transport: Wire, user: str) -> None:
+    def _verify(self, transport: Wire) -> None:
         kind, blob = _public_key(self.host_key, self.name)
         transport._preferred_keys = ("rsa-sha2-512", "rsa-sha2-256") if kind == "ssh-rsa" else (kind,)
         try:
@@ -160,6 +172,8 @@ class _Pool:
                 f"device {self.name} shows another host key than the one registered",
                 hint="If its key was replaced, register the new one; if not, something else answers at its address.",
             )
+
+    def _log_in(self, transport: Wire, user: str) -> None:
         try:
             transport.auth_publickey(user, self._login.key)
         except paramiko.AuthenticationException as error:
@@ -168,6 +182,14 @@ class _Pool:
         except LOST as error:
             what = f"device {self.name} hung up during the login: {_plain(error)}"
             raise PeerFailed(what, hint="Its log says why.") from error
+
+
+def greet(device: Device) -> None:
+    """Make sure that something answers at a device's SSH URL, and with its registered host key. PeerFailed.
+
+    For whoever has no key that the device knows.
+    """
+    _Pool(device, _Login(None, "git", "", "")).greet()
 
 
 def _begin(wire: Wire, command: str, protocol: str) -> Any:

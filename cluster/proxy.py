@@ -180,7 +180,7 @@ class _Unread:
     def __init__(self, client: Client, said: bytes) -> None:
         self._client, self._said = client, said
         self.write, self.write_error, self.say = client.write, client.write_error, client.say
-        self.send_from = client.send_from
+        self.send_from, self.hang_up = client.send_from, client.hang_up
 
     def read(self, size: int) -> bytes:
         if not self._said:
@@ -188,10 +188,10 @@ class _Unread:
         data, self._said = self._said[:size], self._said[size:]
         return data
 
-    def receive_into(self, fd: int) -> None:
+    def receive_into(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:
         said, self._said = self._said, b""
         write_all(fd, said)
-        self._client.receive_into(fd)
+        self._client.receive_into(fd, stirred)
 
     @property
     def gone(self) -> bool:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from cluster import admin, failing, logs, session, stage
+from cluster import admin, failing, logs, ping, session, stage
 from cluster.client import Client
 from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
@@ -15,6 +15,7 @@ from cluster.names import (
     UNABLE,
     Command,
     OperatorCommand,
+    PingCommand,
     ProxyCommand,
     ServiceCommand,
     StageCommand,
@@ -83,6 +84,8 @@ class Requests:
                 return stage.release(node, command)
             case OperatorCommand() if kind is ActorKind.OPERATOR:
                 return admin.answer(node, command, client)
+            case PingCommand() if kind is not ActorKind.USER:
+                return ping.answer(node.name, client)
         raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
 
     def greeting(self, actor: Actor) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -172,6 +174,19 @@ def test_what_is_told_to_whoever_starts_it(
     with psycopg.connect(server.reach("cluster")) as connection:
         connection.execute("drop schema public cascade")
         connection.execute("create schema public")
+
+
+def test_what_doctor_says_of_it(pooled: Callable[..., str], tmp_path: Path) -> None:
+    """The pooler is the problem, not the database behind it; one that keeps sessions is none."""
+    file = tmp_path / "cluster.toml"
+    for mode, verdict in (("transaction", "problem"), ("statement", "problem"), ("session", "ok")):
+        file.write_text(f'[cluster]\ndatabase = "{pooled(pool_mode=mode)}"\n')
+        words = [sys.executable, "-m", "cluster", "--config", str(file), "doctor", "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+        assert checks["pooler"]["verdict"] == verdict, done.stdout
+        assert ("pool_mode = session" in (checks["pooler"]["hint"] or "")) == (verdict == "problem")
+        assert ("database" in checks) == (verdict == "ok")
 
 
 def test_a_pool_of_sessions_is_welcome(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from cluster import __version__
-from cluster.cli import access, demo, device, place, repo, sshd, status, upkeep
+from cluster.cli import access, demo, device, doctor, place, repo, sshd, status, upkeep
 from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
@@ -52,6 +52,7 @@ for _command in (
     upkeep.freeze,
     upkeep.thaw,
     sshd.sshd,
+    doctor.doctor,
 ):
     cli.add_command(_command)
 

@@ -33,6 +33,8 @@ COLOURS = {
     "unavailable": "red",
     "quarantined": "red",
     "failed": "red",
+    "warning": "yellow",
+    "problem": "red",
 }
 """By the first word of a cell."""
 

@@ -11,6 +11,7 @@ Contract of this package:
 
 from __future__ import annotations
 
+from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
 from cluster.db.history import History
 from cluster.db.log import Log
@@ -23,17 +24,19 @@ from cluster.db.who import UserKey, Who
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall):
+class Database(Who, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall, Condition):
     """The cluster's PostgreSQL."""
 
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Alike",
     "Connection",
     "Copy",
     "Database",
     "LockHolder",
     "Recollection",
+    "Server",
     "UserKey",
     "lock_label",
     "no_repository",

@@ -352,6 +352,7 @@ def test_what_gits_clients_send(command: str, service: Service, repository: str)
         (f"git-cluster-stage 'app' {PUSH.hex} 1", "not the UUID"),
         ("git-cluster-unstage 'app' ../../x", "not the UUID"),
         (f"git-cluster-unstage 'app' {PUSH} 1", "not 3 arguments"),
+        ("git-cluster-ping 'app'", "must be git-cluster-ping, not 1 arguments"),
         ("git-cluster-operator sync", "not 1 arguments"),
         ("git-cluster-operator Sync '{}'", "verb"),
         ("git-cluster-operator -x '{}'", "verb"),
@@ -390,7 +391,7 @@ def check(command: str) -> None:
     except UsageError as error:
         assert one_printable_line(error)
         return
-    if not isinstance(parsed, names.OperatorCommand):
+    if not isinstance(parsed, names.OperatorCommand | names.PingCommand):
         assert names.repository_name(parsed.repository) == parsed.repository
     assert names.parse_command(str(parsed)) == parsed
 
@@ -459,6 +460,12 @@ def test_a_device_command_round_trip(repository: str, push_id: UUID, version: in
 
 def far_from_the_ends(moment: datetime) -> bool:
     return 2 < moment.year < 9998
+
+
+def test_a_ping() -> None:
+    for command in ("git-cluster-ping", " git-cluster-ping "):
+        assert names.parse_command(command) == names.PingCommand()
+    assert str(names.PingCommand()) == "git-cluster-ping"
 
 
 JSON = st.recursive(
