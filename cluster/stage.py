@@ -47,6 +47,9 @@ SILENCE = 8.0
 LOCAL_WRITE_WAIT = 5.0
 """Seconds to wait for a keeper's own write to the same repository; then another keeper is better."""
 
+MOST_STAGED = 1_000_000
+"""Objects that a push may want to be kept by name: one for each of its refs."""
+
 CATCH_UP = 20.0
 """Seconds that a pusher waits for a keeper that is behind; longer, and the copy is made without being waited for."""
 
@@ -260,15 +263,7 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
     if not current or (mine.version or 0) < command.version or not store.exists(repository.id):  # type: ignore[union-attr]
         _catch_up_soon(node, repository.id)
     stream = Input(client)
-    oids = []
-    for packet in packets(stream):  # type: ignore[arg-type]
-        if packet.flush:
-            break
-        oids.append(packet.payload.decode("ascii", "replace"))
-    else:
-        raise PeerFailed("what the peer wants to stage was cut off, or is no list")
-    if not all(_is_oid(oid, repository.object_format) for oid in oids):
-        raise PeerFailed("what the peer wants to stage are not object ids")
+    oids = listed(stream, repository.object_format)
     folder = store.folder(repository.id)
     with store.adding_objects(repository.id) as objects:
         first = stream.read(1)
@@ -282,6 +277,21 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
             store.remove_stale_locks(repository.id)
             store.stage_refs(repository.id, command.push_id, oids)
     return "kept"
+
+
+def listed(stream: Input, object_format: str) -> list[str]:
+    """The object ids that a peer wants to stage, up to the flush. PeerFailed where that is no such list."""
+    oids: list[str] = []
+    for packet in packets(stream):  # type: ignore[arg-type]
+        if packet.flush:
+            return oids
+        oid = packet.payload.decode("ascii", "replace")
+        if not _is_oid(oid, object_format):
+            raise PeerFailed("what the peer wants to stage are not object ids")
+        if len(oids) == MOST_STAGED:
+            raise PeerFailed(f"the peer wants to stage more than {MOST_STAGED} objects by name")
+        oids.append(oid)
+    raise PeerFailed("what the peer wants to stage was cut off, or is no list")
 
 
 def _catch_up_soon(node: Node, repository_id: int) -> None:
