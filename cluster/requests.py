@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cluster import admin, failing, logs, session, stage
 from cluster.client import Client
-from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
+from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
 from cluster.model import Actor, ActorKind, Request
 from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
 from cluster.node import Node
@@ -40,6 +40,19 @@ class Requests:
                 raise
             _log.error("%s: %s", address, error.__cause__ or error)
             raise disk.on(self._node.name) from error
+        except ClusterError as error:
+            if not isinstance(command, ServiceCommand):  # Git's leave a line whatever becomes of them
+                _log.info(
+                    "refused",
+                    extra=logs.fields(
+                        command=type(command).__name__.removesuffix("Command").lower(),
+                        actor=actor.name,
+                        kind=actor.kind,
+                        address=address,
+                        why=error.what,
+                    ),
+                )
+            raise
 
     def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         node, kind = self._node, actor.kind
@@ -54,9 +67,9 @@ class Requests:
                 )
                 return _logged(request, lambda: session.serve(node, request, client))
             case StageCommand() if kind is ActorKind.DEVICE:
-                return stage.keep(node, command, client)
+                return stage.keep(node, command, client, actor)
             case UnstageCommand() if kind is ActorKind.DEVICE:
-                return stage.release(node, command)
+                return stage.release(node, command, actor)
             case OperatorCommand() if kind is ActorKind.OPERATOR:
                 return admin.answer(node, command, client)
         raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
@@ -70,11 +83,14 @@ class Requests:
 
 def _logged(request: Request, serve: Callable[[], int]) -> int:
     """Serve, and leave one line about it."""
-    begun, outcome = time.monotonic(), "failed"
+    begun, outcome, why = time.monotonic(), "failed", None
     try:
         code = serve()
         outcome = str(code)
         return code
+    except ClusterError as error:
+        why = error.what
+        raise
     finally:
         _log.info(
             "%s",
@@ -86,5 +102,6 @@ def _logged(request: Request, serve: Callable[[], int]) -> int:
                 address=request.address,
                 exit=outcome,
                 ms=round((time.monotonic() - begun) * 1000),
+                why=why,
             ),
         )

@@ -25,22 +25,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import paramiko  # type: ignore[import-untyped,unused-ignore]
 from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     AUTH_FAILED,
     AUTH_SUCCESSFUL,
     MIN_WINDOW_SIZE,
-    OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
     OPEN_FAILED_RESOURCE_SHORTAGE,
     OPEN_SUCCEEDED,
 )
 
 from cluster.client import Client
-from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, Refused, SchemaMismatch
+from cluster.errors import (
+    ClientGone,
+    ClusterError,
+    ConfigError,
+    DatabaseUnavailable,
+    Refused,
+    SchemaMismatch,
+    UsageError,
+)
 from cluster.keyfiles import load_key
 from cluster.model import Actor, ActorKind
 from cluster.names import Command, parse_command
 from cluster.ssh_channel import ChannelClient
+from cluster.ssh_refusals import Refusals
 from cluster.ssh_wire import ServerWire, UnusableKey
 
 LOGIN_GRACE = 30.0
@@ -58,9 +65,6 @@ FAREWELL = 1.0
 _PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")
 _AWAY = "the cluster's database is away; try again in a moment"
 _CLOSING = "this device is shutting down"
-
-# Its stubs describe only what is public. We build on more, so to the type checker it is Any.
-_ServerInterface: Any = paramiko.ServerInterface
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +215,7 @@ class _Session:
         self.granted = self.started = False
 
 
-class _Connection(_ServerInterface):  # type: ignore[misc]
+class _Connection(Refusals):
     """One client. paramiko calls the check_… methods from the connection's own thread, one at a time.
 
     Where the lookup of a key fails, the key is accepted into a state in which nothing can be run: each command is
@@ -219,6 +223,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
     """
 
     def __init__(self, server: SshServer, sock: socket.socket, address: str) -> None:
+        super().__init__()
         self.server, self.address = server, address
         self.since = time.monotonic()
         self.served_at = float("-inf")
@@ -240,6 +245,10 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         """Whether it has not proven a key that somebody owns."""
         return not (isinstance(self._proven, Actor) and self._wire.is_authenticated())
 
+    @property
+    def who(self) -> str:
+        return f"{self.address}: {self._proven.name}" if isinstance(self._proven, Actor) else self.address
+
     def hang_up(self, why: str = "") -> None:
         self._why = why
         with suppress(OSError):
@@ -252,6 +261,8 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         if not self._wire.authenticated:
             why = self._why or ascii(str(error or "hung up")[:200])[1:-1] or "hung up"
             log.info("%s: ended before logging in: %s", self.address, why)
+        elif error is not None and not isinstance(error, EOFError | OSError):
+            log.info("%s: hung up on: %s", self.who, ascii(str(error)[:200])[1:-1])
 
     # Authentication
 
@@ -291,7 +302,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         if kind != "session":
-            return int(OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
+            return self.refused_channel(kind)
         for number, session in list(self._sessions.items()):
             if session.channel.closed and not session.started:
                 self._sessions.pop(number, None)
@@ -311,7 +322,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         session = self._sessions.get(channel.get_id())
         text = value.decode("ascii", "replace")
         if not session or name != b"GIT_PROTOCOL" or len(text) > 256 or not _PROTOCOL.fullmatch(text):
-            return False
+            return self.refused_variable(name)
         session.protocol = text
         return True
 
@@ -324,7 +335,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
     def _grant(self, channel: Any, command: bytes | None) -> bool:
         session = self._sessions.get(channel.get_id())
         if not session or session.granted:
-            return False
+            return self.refused("a second command on one channel")
         session.granted, session.command = True, command
         return True
 
@@ -368,7 +379,11 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             greeting = handlers.greeting(actor)
             client.write((greeting.rstrip("\n") + "\n").encode(errors="replace"))
             return 1
-        command = parse_command(session.command.decode(errors="surrogateescape"))
+        try:
+            command = parse_command(session.command.decode(errors="surrogateescape"))
+        except UsageError as error:
+            log.info("%s: refused a command: %s", self.who, error.what)
+            raise
         return handlers.run(actor, command, client, protocol=session.protocol, address=self.address)
 
 
