@@ -20,7 +20,7 @@ from tests.probes import PATIENCE, Login
 
 @dataclass(frozen=True)
 class Counts:
-    """What a daemon holds: threads, open descriptors, and processes that it started (with theirs)."""
+    """What a daemon holds: threads, descriptors that are not the database's, processes that it started (and theirs)."""
 
     threads: int
     descriptors: int
@@ -75,13 +75,25 @@ class Endpoint:
         status = Path(f"/proc/{pid}/status").read_text()
         threads = re.search(r"^Threads:\s*(\d+)", status, re.MULTILINE)
         assert threads
-        return Counts(int(threads[1]), len(os.listdir(f"/proc/{pid}/fd")), len(_descendants(pid or 0)))
+        return Counts(int(threads[1]), len(_descriptors(pid or 0)), len(_descendants(pid or 0)))
 
     def seconds_to_list(self) -> float:
         """How long an ls-remote takes now."""
         begun = time.monotonic()
         assert self.cluster.refs(self.device)["HEAD"]
         return time.monotonic() - begun
+
+
+def _descriptors(pid: int) -> list[str]:
+    """What a daemon has open, but for its connections to the tests' PostgreSQL: that pool grows as it is needed."""
+    local = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            target = os.readlink(descriptor)
+            if target.removeprefix("socket:[").removesuffix("]") not in local:
+                found.append(target)
+    return found
 
 
 def _descendants(pid: int) -> set[int]:
