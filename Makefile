@@ -12,11 +12,11 @@ STAMP  := .venv/.installed
 PIP    := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench torture lock clean system-packages
+.PHONY: help venv demo test lint bench torture fuzz lock clean system-packages
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  ARGS=\"…\" is passed on by demo, test, bench and torture; PYTHON=python3.x chooses the interpreter of .venv"
+	@echo "  ARGS=\"…\" is passed on by demo, test, bench, torture and fuzz; PYTHON=python3.x chooses the interpreter of .venv"
 
 demo: $(STAMP)  ## an embedded cluster on loopback, and a tour of it
 	@$(BIN)/git-cluster demo $(ARGS)
@@ -41,6 +41,9 @@ torture: system-packages $(STAMP)  ## the whole fault matrix, then a long random
 	$(BIN)/python -m tests.matrix || status=1; \
 	$(BIN)/python -m tests.torture $(ARGS) || status=1; \
 	exit $$status
+
+fuzz: $(STAMP)  ## inputs that mean harm, a million of them (ARGS="--inputs N --seconds N --seed N")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 venv: $(STAMP)  ## make .venv
 

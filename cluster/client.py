@@ -62,34 +62,38 @@ class Input:
     """What a client sends, to be read exactly or as it comes."""
 
     def __init__(self, client: Client) -> None:
-        self._client, self._rest = client, b""
+        self._client, self._rest, self._at = client, b"", 0
 
     def read(self, size: int) -> bytes:
         """`size` bytes; fewer where the client sends no more."""
-        while len(self._rest) < size and (data := self._client.read(CHUNK)):
-            self._rest += data
-        out, self._rest = self._rest[:size], self._rest[size:]
+        if len(self._rest) - self._at < size:
+            parts = [self._rest[self._at :]]
+            have = len(parts[0])
+            while have < size and (data := self._client.read(CHUNK)):
+                parts.append(data)
+                have += len(data)
+            self._rest, self._at = b"".join(parts), 0
+        out = self._rest[self._at : self._at + size]
+        self._at += len(out)
         return out
 
     def read1(self) -> bytes:
         """What there is, waiting for the first byte; b"" at the end."""
-        out, self._rest = self._rest, b""
-        return out or self._client.read(CHUNK)
+        return self.rest() or self._client.read(CHUNK)
 
     def rest(self) -> bytes:
         """What was read ahead, without waiting for more."""
-        out, self._rest = self._rest, b""
+        out, self._rest, self._at = self._rest[self._at :], b"", 0
         return out
 
     def receive_into(self, fd: int) -> None:
         """Client.receive_into, with what was read ahead."""
-        out, self._rest = self._rest, b""
-        write_all(fd, out)
+        write_all(fd, self.rest())
         self._client.receive_into(fd)
 
     def unread(self, data: bytes) -> None:
         """Have `data` be read next."""
-        self._rest = data + self._rest
+        self._rest, self._at = data + self._rest[self._at :], 0
 
 
 def write_all(fd: int, data: bytes) -> None:

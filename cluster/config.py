@@ -302,7 +302,12 @@ def _upkeep(table: _Table) -> UpkeepSection:
 def _unknown(file: Path, what: str, name: str, allowed: list[str]) -> ConfigError:
     near = difflib.get_close_matches(name.lower(), [a.strip("[]") for a in allowed], n=1)
     hint = f"Did you mean {near[0]}?" if near else "Remove it, or see the documentation of the configuration."
-    return ConfigError(f"{file}: {_line(what)} is unknown; allowed: {', '.join(allowed)}", hint=hint)
+    return ConfigError(f"{file}: {_line(what)[:200]} is unknown; allowed: {', '.join(allowed)}", hint=hint)
+
+
+def _huge(value: object) -> bool:
+    """A number of more than 80 digits. Python refuses to write one of 4,300, which TOML can say in hexadecimal."""
+    return isinstance(value, int) and abs(value) >= 10**80
 
 
 def _line(text: str) -> str:
@@ -409,7 +414,9 @@ class _Table:
         if found:
             seconds = float(found[1]) * _SECONDS[found[2]]
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            seconds = float(value)
+            seconds = (
+                float(value) if -most <= value <= most else most + 1
+            )  # of 400 digits, float() says overflow
         else:
             raise self._bad(key, allowed)
         if not 0 < seconds <= most:  # false for nan, too
@@ -473,7 +480,7 @@ class _Table:
         value = self.values[key]
         if isinstance(value, dict | list):
             what = "a table" if isinstance(value, dict) else "a list"
-        elif show and len(ascii(value)) <= 80:
+        elif show and not _huge(value) and len(ascii(value)) <= 80:
             what = ascii(value)
         else:
             what = "what is there"

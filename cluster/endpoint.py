@@ -12,7 +12,7 @@ import secrets
 from typing import Protocol
 
 from cluster.client import Client
-from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, SchemaMismatch
+from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, SchemaMismatch, UsageError
 from cluster.model import Actor
 from cluster.names import PROXY, UNABLE, Command, parse_command
 
@@ -61,7 +61,11 @@ def answer(
             greeting = handlers.greeting(actor)
             client.write((greeting.rstrip("\n") + "\n").encode(errors="replace"))
             return 1
-        parsed = parse_command(command.decode(errors="surrogateescape"))
+        try:
+            parsed = parse_command(command.decode(errors="surrogateescape"))
+        except UsageError as error:
+            _log.info("%s: %s: refused a command: %s", address, actor.name, error.what)
+            raise
         return handlers.run(actor, parsed, client, protocol=protocol, address=address)
     except ClientGone:
         _log.debug("%s: hung up", address)

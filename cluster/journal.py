@@ -20,12 +20,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from cluster.marker import NEW
+from cluster.marker import NEW, number_of, text_of
 from cluster.model import Checksum, LogEntry, RefUpdate
 from cluster.versions import difference, updated
 
@@ -68,7 +68,7 @@ def read(file: Path) -> list[LogEntry]:
         return []
     entries = []
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             entries.append(from_json(json.loads(line)))
     return entries
 
@@ -121,22 +121,19 @@ def as_json(entry: LogEntry) -> dict[str, Any]:
 def from_json(values: Any) -> LogEntry:
     """The entry that `as_json` made these values of. ValueError."""
     try:
-        words = {
-            name: values[name] for name in ("push", "actor", "device", "via", "address", "at", "checksum")
-        }
-        refs = [(ref, old, new) for ref, old, new in values["refs"]]
-        if not all(isinstance(word, str) for word in (*words.values(), *(w for ref in refs for w in ref))):
-            raise ValueError("an entry's values are texts")
         return LogEntry(
-            version=int(values["version"]),
-            push_id=UUID(words["push"]),
-            actor=words["actor"],
-            device=words["device"],
-            via=words["via"],
-            address=words["address"],
-            at=_zoned(datetime.fromisoformat(words["at"])),
-            checksum=Checksum(bytes.fromhex(words["checksum"])),
-            refs=tuple(RefUpdate(*ref) for ref in refs),
+            version=number_of(values["version"]),
+            push_id=UUID(text_of(values["push"])),
+            actor=text_of(values["actor"]),
+            device=text_of(values["device"]),
+            via=text_of(values["via"]),
+            address=text_of(values["address"]),
+            at=_zoned(datetime.fromisoformat(text_of(values["at"]))),
+            checksum=Checksum(bytes.fromhex(text_of(values["checksum"]))),
+            refs=tuple(
+                RefUpdate(text_of(ref, "surrogateescape"), text_of(old), text_of(new))
+                for ref, old, new in values["refs"]
+            ),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("this is no entry of a push log") from error
@@ -145,6 +142,10 @@ def from_json(values: Any) -> LogEntry:
 def _zoned(at: datetime) -> datetime:
     if at.tzinfo is None:
         raise ValueError("an entry's time has a zone")
+    try:
+        at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("an entry's time is one that the calendar has") from error
     return at
 
 

@@ -128,6 +128,6 @@ def _strength(kind: str, encoded: str) -> int:
 
     try:
         key = load_ssh_public_key(f"{kind} {encoded}".encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise UsageError("this public key is damaged, or was cut off", hint=_ONE_LINE) from error
     return getattr(key, "key_size", 256)

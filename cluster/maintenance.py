@@ -206,7 +206,7 @@ def _collect_is_due(store: Store, repository_id: int) -> bool:
     try:
         age = time.time() - note.stat().st_mtime
         version = json.loads(note.read_text())["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         _note_collected(store, repository_id, version=-1)  # of an older git-cluster: in a week
         return False
     share = zlib.crc32(f"{store.device} {repository_id}".encode()) / 2**32

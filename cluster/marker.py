@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from cluster.names import MAX_VERSION
+
 FILE = "position"
 
 NEW = ".position-"
@@ -42,16 +44,34 @@ def read(folder: Path) -> Marker | None:
     try:
         values = json.loads((folder / FILE).read_text())
         return Marker(
-            cluster=str(values["cluster"]),
-            repository=int(values["repository"]),
-            device=str(values["device"]),
-            version=int(values["version"]),
-            checksum=str(values["checksum"]),
-            created=values.get("created"),
-            name=values.get("name"),
+            cluster=text_of(values["cluster"]),
+            repository=number_of(values["repository"]),
+            device=text_of(values["device"]),
+            version=number_of(values["version"]),
+            checksum=text_of(values["checksum"]),
+            created=None if values.get("created") is None else text_of(values["created"]),
+            name=None if values.get("name") is None else text_of(values["name"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def number_of(value: object) -> int:
+    """A version or an id, out of JSON. ValueError where it is none that PostgreSQL could hold."""
+    if type(value) is not int or not 0 <= value <= MAX_VERSION:
+        raise ValueError("not a version, nor an id")
+    return value
+
+
+def text_of(value: object, encoding_errors: str = "strict") -> str:
+    """A text, out of JSON. ValueError where it is none that PostgreSQL could hold: with a NUL, or half a character.
+
+    encoding_errors: "surrogateescape" for a ref's name, which may hold bytes that are not UTF-8.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("not a text")
+    value.encode("utf-8", encoding_errors)
+    return value
 
 
 def write(folder: Path, marker: Marker) -> None:

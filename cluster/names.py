@@ -463,7 +463,7 @@ def _json_object(text: str, program: str) -> dict[str, object]:
         raise UsageError(f"{what} are not JSON", hint=_OWN_HINT) from error
     if not isinstance(arguments, dict) or not text.isascii():
         raise UsageError(f"{what} are not a JSON object in ASCII", hint=_OWN_HINT)
-    if "\\u0000" in text:  # PostgreSQL's text cannot hold it
+    if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):  # PostgreSQL's text cannot hold it
         raise UsageError(f"{what} hold a NUL", hint=_OWN_HINT)
     return arguments
 

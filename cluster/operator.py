@@ -152,7 +152,7 @@ def _known_host(ssh_url: str) -> str:
 def _answer(device: Device, line: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise _not_understood(device)
@@ -160,7 +160,7 @@ def _answer(device: Device, line: bytes) -> dict[str, Any]:
 
 
 def _refusal(device: Device, answer: Mapping[str, Any]) -> ClusterError:
-    if "error" not in answer:
+    if not answer.get("error"):
         return _not_understood(device)
     return ClusterError(_printable(str(answer["error"])), hint=_printable(str(answer.get("hint") or "")))
 

@@ -165,7 +165,7 @@ class Commands:
     def _line(self, payload: bytes) -> None:
         command, _, capabilities = payload.partition(b"\0")
         if capabilities:
-            self.capabilities = frozenset(capabilities.split())
+            self.capabilities |= frozenset(capabilities.split())  # Git takes those of every line
         words = command.rstrip(b"\n").split(b" ", 2)
         if len(words) != 3 or words[0] == b"shallow":
             return
@@ -244,8 +244,8 @@ def _corrected(report: bytes, reasons: Mapping[str, str]) -> bytes:
         end = at + max(length, 4)
         raw = report[at:end]
         words = raw[4:].rstrip(b"\n").split(b" ", 2)
-        ref = words[1].decode("utf-8", "surrogateescape") if len(words) > 1 else ""
-        out.append(_ng(words[1], reasons[ref]) if words[0] == b"ng" and ref in reasons else raw)
+        ref = words[1].decode("utf-8", "surrogateescape") if len(words) > 1 and words[0] == b"ng" else None
+        out.append(raw if ref is None or ref not in reasons else _ng(words[1], reasons[ref]))
         at = end
     return b"".join([*out, report[at:]])
 
@@ -257,7 +257,8 @@ def _length(data: bytes, at: int) -> int | None:
 
 
 def _ng(ref: bytes, why: str) -> bytes:
-    return pkt_line(b"ng " + ref + b" " + _one_line(why) + b"\n")
+    line = b"ng " + ref + b" " + _one_line(why)
+    return pkt_line(line[:BAND] + b"\n")
 
 
 def _one_line(why: str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cluster import admin, failing, logs, ping, session, stage
 from cluster.client import Client
-from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
+from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
 from cluster.model import Actor, ActorKind, Request
 from cluster.names import (
@@ -62,6 +62,19 @@ class Requests:
                 raise
             _log.error("%s: %s", address, error.__cause__ or error)
             raise disk.on(self._node.name) from error
+        except ClusterError as error:
+            if not isinstance(command, ServiceCommand):  # Git's leave a line whatever becomes of them
+                _log.info(
+                    "refused",
+                    extra=logs.fields(
+                        command=type(command).__name__.removesuffix("Command").lower(),
+                        actor=actor.name,
+                        kind=actor.kind,
+                        address=address,
+                        why=error.what,
+                    ),
+                )
+            raise
 
     def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         node, kind = self._node, actor.kind
@@ -79,9 +92,9 @@ class Requests:
                 request = _vouched_for(command, by=actor.name)
                 return _logged(request, lambda: session.serve(node, request, client))
             case StageCommand() if kind is ActorKind.DEVICE:
-                return stage.keep(node, command, client)
+                return stage.keep(node, command, client, actor)
             case UnstageCommand() if kind is ActorKind.DEVICE:
-                return stage.release(node, command)
+                return stage.release(node, command, actor)
             case OperatorCommand() if kind is ActorKind.OPERATOR:
                 return admin.answer(node, command, client)
             case PingCommand() if kind is not ActorKind.USER:
@@ -111,11 +124,14 @@ def _vouched_for(command: ProxyCommand, by: str) -> Request:
 
 def _logged(request: Request, serve: Callable[[], int]) -> int:
     """Serve, and leave one line about it."""
-    begun, outcome = time.monotonic(), "failed"
+    begun, outcome, why = time.monotonic(), "failed", None
     try:
         code = serve()
         outcome = str(code)
         return code
+    except ClusterError as error:
+        why = error.what
+        raise
     finally:
         _log.info(
             "%s",
@@ -128,5 +144,6 @@ def _logged(request: Request, serve: Callable[[], int]) -> int:
                 through=request.through or None,
                 exit=outcome,
                 ms=round((time.monotonic() - begun) * 1000),
+                why=why,
             ),
         )

@@ -23,6 +23,7 @@ from cluster.db import Database
 from cluster.errors import ClusterError, PeerFailed, Refused
 from cluster.heal import describe
 from cluster.locks import Turns, write_lock
+from cluster.marker import number_of, text_of
 from cluster.model import Device, DeviceMode, LogEntry, Position, Repository, Snapshot
 from cluster.status import listed, numbers
 
@@ -115,9 +116,9 @@ def _told(device: str, answer: Mapping[str, Any]) -> Told:
         fork = answer["fork"]
         return Told(
             device=device,
-            version=int(answer["version"]),
-            checksum=str(answer["checksum"]),
-            fork=None if fork is None else int(fork),
+            version=number_of(answer["version"]),
+            checksum=text_of(answer["checksum"]),
+            fork=None if fork is None else number_of(fork),
             exact=bool(answer["exact"]),
             whole=bool(answer["whole"]),
             entries=tuple(journal.from_json(entry) for entry in answer["entries"]),

@@ -24,12 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import paramiko  # type: ignore[import-untyped,unused-ignore]
 from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     AUTH_FAILED,
     AUTH_SUCCESSFUL,
     MIN_WINDOW_SIZE,
-    OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
     OPEN_FAILED_RESOURCE_SHORTAGE,
     OPEN_SUCCEEDED,
 )
@@ -40,6 +38,7 @@ from cluster.errors import ClusterError, ConfigError, Refused
 from cluster.keyfiles import load_key
 from cluster.model import Actor, ActorKind
 from cluster.ssh_channel import ChannelClient
+from cluster.ssh_refusals import Refusals
 from cluster.ssh_room import Room
 from cluster.ssh_wire import ServerWire, UnusableKey
 
@@ -53,9 +52,6 @@ FAREWELL = 1.0
 """Seconds for a client to hang up by itself, once its command has ended."""
 
 _CLOSING = "this device is shutting down"
-
-# Its stubs describe only what is public. We build on more, so to the type checker it is Any.
-_ServerInterface: Any = paramiko.ServerInterface
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +182,7 @@ class _Session:
         self.granted = self.started = False
 
 
-class _Connection(_ServerInterface):  # type: ignore[misc]
+class _Connection(Refusals):
     """One client. paramiko calls the check_… methods from the connection's own thread, one at a time.
 
     Where the lookup of a key fails, the key is accepted into a state in which nothing can be run: each command is
@@ -194,6 +190,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
     """
 
     def __init__(self, server: SshServer, sock: socket.socket, address: str) -> None:
+        super().__init__()
         self.server, self.address = server, address
         self.since = self._quiet_since = time.monotonic()
         self.served_at = float("-inf")
@@ -247,6 +244,9 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             return None
         return self._why or ascii(str(self._error or "hung up")[:200])[1:-1] or "hung up"
 
+    def who(self) -> str:
+        return f"{self.address}: {self._proven.name}" if isinstance(self._proven, Actor) else self.address
+
     def hang_up(self, why: str = "") -> None:
         self._why = why
         self._leaving.set()
@@ -258,6 +258,8 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         """The connection's thread is about to end."""
         self._error = error
         self.server.ended(self)
+        if self._wire.authenticated and error is not None and not isinstance(error, EOFError | OSError):
+            log.info("%s: hung up on: %s", self.who, ascii(str(error)[:200])[1:-1])
 
     # Authentication
 
@@ -315,7 +317,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         if kind != "session":
-            return int(OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
+            return self.refused_channel(kind)
         for number, session in list(self._sessions.items()):
             if session.channel.closed and not session.started:
                 self._sessions.pop(number, None)
@@ -335,7 +337,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         session = self._sessions.get(channel.get_id())
         text = value.decode("ascii", "replace")
         if not session or name != b"GIT_PROTOCOL" or git_protocol(text) is None:
-            return False
+            return self.refused_variable(name)
         session.protocol = text
         return True
 
@@ -348,7 +350,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
     def _grant(self, channel: Any, command: bytes | None) -> bool:
         session = self._sessions.get(channel.get_id())
         if not session or session.granted:
-            return False
+            return self.refused("a second command on one channel")
         session.granted, session.command = True, command
         return True
 

@@ -27,9 +27,9 @@ from dulwich.protocol import pkt_line
 
 from cluster import git
 from cluster.client import Client, Input
-from cluster.errors import ClusterError, PeerFailed, TooFewCopies
+from cluster.errors import ClusterError, PeerFailed, Refused, TooFewCopies
 from cluster.faults import Step
-from cluster.model import HEAD, Device, RefUpdate, Snapshot, WhenShort
+from cluster.model import HEAD, Actor, Device, RefUpdate, Snapshot, WhenShort
 from cluster.names import StageCommand, UnstageCommand
 from cluster.node import Node
 from cluster.refs import staged_for
@@ -46,6 +46,9 @@ SILENCE = 8.0
 
 LOCAL_WRITE_WAIT = 5.0
 """Seconds to wait for a keeper's own write to the same repository; then another keeper is better."""
+
+MOST_STAGED = 1_000_000
+"""Objects that a push may want to be kept by name: one for each of its refs."""
 
 CATCH_UP = 20.0
 """Seconds that a pusher waits for a keeper that is behind; longer, and the copy is made without being waited for."""
@@ -234,12 +237,12 @@ def _format(pack: Path) -> str:
 # ---------------------------------------------------------------------------------------------------- keeper
 
 
-def keep(node: Node, command: StageCommand, client: Client) -> int:
+def keep(node: Node, command: StageCommand, client: Client, actor: Actor) -> int:
     """Answer `git-cluster-stage`: take the pack in, and hold it by refs/cluster/staged/<push>/…"""
     stop = Event()
     Thread(target=_keep_saying_working, args=(client, stop), name="stage working", daemon=True).start()
     try:
-        verdict = _keep(node, command, client)
+        verdict = _keep(node, command, client, actor)
     finally:
         stop.set()
     client.write(f"{verdict}\n".encode())
@@ -252,23 +255,15 @@ def _keep_saying_working(client: Client, stop: Event) -> None:
             client.write(b"working\n")
 
 
-def _keep(node: Node, command: StageCommand, client: Client) -> str:
-    snapshot = node.db.snapshot(command.repository)
+def _keep(node: Node, command: StageCommand, client: Client, actor: Actor) -> str:
+    snapshot = _shared(node, command.repository, actor)
     repository, store = snapshot.repository, node.store
     mine = snapshot.of(node.name)
     current = mine is not None and mine.position is not None and not mine.quarantined
     if not current or (mine.version or 0) < command.version or not store.exists(repository.id):  # type: ignore[union-attr]
         _catch_up_soon(node, repository.id)
     stream = Input(client)
-    oids = []
-    for packet in packets(stream):  # type: ignore[arg-type]
-        if packet.flush:
-            break
-        oids.append(packet.payload.decode("ascii", "replace"))
-    else:
-        raise PeerFailed("what the peer wants to stage was cut off, or is no list")
-    if not all(_is_oid(oid, repository.object_format) for oid in oids):
-        raise PeerFailed("what the peer wants to stage are not object ids")
+    oids = listed(stream, repository.object_format)
     folder = store.folder(repository.id)
     with store.adding_objects(repository.id) as objects:
         first = stream.read(1)
@@ -282,6 +277,32 @@ def _keep(node: Node, command: StageCommand, client: Client) -> str:
             store.remove_stale_locks(repository.id)
             store.stage_refs(repository.id, command.push_id, oids)
     return "kept"
+
+
+def _shared(node: Node, name: str, actor: Actor) -> Snapshot:
+    """The repository, which both devices hold: nobody else takes pushes to it, nor has anything to stage. Refused."""
+    snapshot = node.db.snapshot(name)
+    for device in (actor.name, node.name):
+        if snapshot.of(device) is None:
+            raise Refused(
+                f"{name} is not kept on device {device}", hint="only devices that hold it stage for it"
+            )
+    return snapshot
+
+
+def listed(stream: Input, object_format: str) -> list[str]:
+    """The object ids that a peer wants to stage, up to the flush. PeerFailed where that is no such list."""
+    oids: list[str] = []
+    for packet in packets(stream):  # type: ignore[arg-type]
+        if packet.flush:
+            return oids
+        oid = packet.payload.decode("ascii", "replace")
+        if not _is_oid(oid, object_format):
+            raise PeerFailed("what the peer wants to stage are not object ids")
+        if len(oids) == MOST_STAGED:
+            raise PeerFailed(f"the peer wants to stage more than {MOST_STAGED} objects by name")
+        oids.append(oid)
+    raise PeerFailed("what the peer wants to stage was cut off, or is no list")
 
 
 def _catch_up_soon(node: Node, repository_id: int) -> None:
@@ -348,9 +369,9 @@ def _locked(node: Node, repository_id: int) -> Iterator[None]:
         yield
 
 
-def release(node: Node, command: UnstageCommand) -> int:
+def release(node: Node, command: UnstageCommand, actor: Actor) -> int:
     """Answer `git-cluster-unstage`: the push was settled without a commit."""
-    snapshot = node.db.snapshot(command.repository)
+    snapshot = _shared(node, command.repository, actor)
     with _locked(node, snapshot.repository.id):
         node.store.unstage(snapshot.repository.id, [command.push_id])
     return 0

@@ -15,6 +15,7 @@ Objects need no such care: a client asks for them by what it was shown.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from typing import IO
 
 from cluster import git
 from cluster.client import Client, Input, write_all
-from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout
+from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout, UsageError
 from cluster.model import Request, Service, Snapshot
 from cluster.node import Node
 from cluster.verify import doubt
@@ -36,7 +37,11 @@ TRIES = 20
 """Listings that moving refs spoiled, before the client is told to come again: each waited for a commit."""
 
 MOST_REQUEST = 1 << 20
-"""Bytes of a request that has to be kept: about 10,000 prefixes in an ls-refs."""
+"""Bytes of a request that has to be kept: about 10,000 prefixes in an ls-refs. A longer one is refused."""
+
+_LENGTH = re.compile(rb"[0-9A-Fa-f]{4}")
+DELIMITER = b"0001"
+"""The pkt-line between the keys of a request and its arguments."""
 
 MOST_SAID = 4096
 """Bytes of Git's last words that are kept."""
@@ -267,17 +272,16 @@ class _Packet:
 
 
 def _packet(stream: IO[bytes] | Input) -> _Packet | None:
-    """The next pkt-line; None at the end. _NotPackets, with what was read, where it is none."""
-    length = _exactly(stream, 4)
-    if not length:
+    """The next pkt-line; None at the end. _NotPackets, with what was read, where Git would not take it for one."""
+    digits = _exactly(stream, 4)
+    if not digits:
         return None
-    try:
-        size = int(length, 16)
-    except ValueError:
-        raise _NotPackets(length) from None
+    size = int(digits, 16) if _LENGTH.fullmatch(digits) else 3
+    if size == 3:
+        raise _NotPackets(digits)
     if size < 4:  # flush, delimiter, end of a response
-        return _Packet(length, size == 0)
-    return _Packet(length + _exactly(stream, size - 4), False)
+        return _Packet(digits, size == 0)
+    return _Packet(digits + _exactly(stream, size - 4), False)
 
 
 class _NotPackets(Exception):
@@ -293,46 +297,61 @@ def _exactly(stream: IO[bytes] | Input, size: int) -> bytes:
     return data
 
 
-def _request(client: Input) -> Iterator[bytes]:
-    """The pkt-lines of one request, with the flush that ends it."""
-    while packet := _packet(client):
-        yield packet.raw
-        if packet.flush:
-            return
-
-
 def whole_request(client: Input) -> tuple[bytes, bool]:
     """One request, and whether it is one: with the flush that ends it, and of a size to be kept."""
-    said = b""
+    said, size = [], 0
     try:
         while packet := _packet(client):
-            said += packet.raw
+            said.append(packet.raw)
+            size += len(packet.raw)
             if packet.flush:
-                return said, True
-            if len(said) > MOST_REQUEST:
+                return b"".join(said), True
+            if size > MOST_REQUEST:
                 break
     except _NotPackets as error:
-        said += error.read
-    return said, False
+        said.append(error.read)
+    return b"".join(said), False
 
 
 def _without_listings(client: Input, answer: Callable[[bytes], None]) -> Iterator[bytes]:
-    """What the client sends, but for its ls-refs, each of which goes to `answer` whole. Ends with the pkt-lines."""
+    """What the client sends, but for its ls-refs, each of which goes to `answer` whole. Ends with the pkt-lines.
+
+    The command stands among a request's keys, in any order (Git's serve.c, process_request), so these are held back up
+    to their end. UsageError where a request is too long to be held: what follows it must not get to Git unseen.
+    """
+    held: list[bytes] = []
+    size, listing, arguments = 0, False, False
     try:
-        while first := _packet(client):
-            if first.raw[4:].rstrip(b"\n") != b"command=ls-refs":
-                yield first.raw
-                while not first.flush and (first := _packet(client)):
-                    yield first.raw
+        while packet := _packet(client):
+            if arguments and packet.raw in (DELIMITER, b"0002"):
+                # Git before 2.34 takes what follows for the next request.
+                raise UsageError("this request has more than one list of arguments")
+            if arguments and not listing:
+                yield packet.raw
+                arguments = not packet.flush
                 continue
-            request = first.raw
-            for raw in _request(client):
-                request += raw
-                if len(request) > MOST_REQUEST:
-                    return
-            answer(request)
+            held.append(packet.raw)
+            size += len(packet.raw)
+            if size > MOST_REQUEST:
+                raise UsageError("this request is too long", hint="ask for fewer refs at a time")
+            listing |= not arguments and packet.raw[4:].rstrip(b"\n") == b"command=ls-refs"
+            arguments |= packet.raw == DELIMITER
+            if packet.flush and listing:
+                answer(b"".join(held))
+            elif packet.flush or (arguments and not listing):
+                yield b"".join(held)
+            else:
+                continue
+            arguments = not packet.flush
+            held, size, listing = [], 0, False
     except _NotPackets as error:
-        client.unread(error.read)
+        held.append(error.read)
+        client.unread(b"".join(held))  # Git ends there
+        return
+    if listing:  # cut off: that it cannot be answered is for the same Git to say
+        answer(b"".join(held))
+    elif held:
+        yield b"".join(held)
 
 
 def _advertisement(output: IO[bytes]) -> bytes:
@@ -351,7 +370,8 @@ def _advertisement(output: IO[bytes]) -> bytes:
 def _archive_begins(output: IO[bytes]) -> bytes:
     """ "ACK", a flush, and the first piece: by then Git has read the ref that the client named."""
     begin = _advertisement(output)
-    with suppress(_NotPackets):
-        if packet := _packet(output):
-            begin += packet.raw
-    return begin
+    try:
+        packet = _packet(output)
+    except _NotPackets as error:
+        return begin + error.read
+    return begin + packet.raw if packet else begin

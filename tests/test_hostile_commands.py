@@ -266,17 +266,6 @@ def test_an_interactive_login_is_told_what_this_is(victim: Cluster, user: Login)
     assert answer.err == ""
 
 
-@pytest.mark.usefixtures("unharmed")
-def test_other_things_that_ssh_offers_are_not_to_be_had(victim: Cluster, user: Login) -> None:
-    channel = user.transport.open_session(timeout=10)
-    with pytest.raises(paramiko.SSHException):
-        channel.invoke_subsystem("sftp")
-    with pytest.raises(paramiko.ChannelException):
-        user.transport.open_channel("direct-tcpip", ("127.0.0.1", 22), ("127.0.0.1", 1), timeout=10)
-    with pytest.raises(paramiko.SSHException):
-        user.transport.request_port_forward("127.0.0.1", 0)
-
-
 # --------------------------------------------------------------------------------------------------- keys
 
 

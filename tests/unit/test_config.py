@@ -140,6 +140,16 @@ def test_durations(tmp_path: Path, value: str, seconds: float) -> None:
     assert load(tmp_path, f"{CLUSTER}[writes]\nlock_timeout = {value}\n").writes.lock_timeout == seconds
 
 
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "-1" + "0" * 400, "0x" + "f" * 4500])
+@pytest.mark.parametrize("key", ["[writes]\nlock_timeout", "[upkeep]\nmost_packs", "[limits]\npush_size"])
+def test_a_number_that_nobody_can_mean(tmp_path: Path, key: str, value: str) -> None:
+    """float() overflows on the first, str() refuses the last: neither is a traceback for an administrator."""
+    file = tmp_path / "config.toml"
+    file.write_text(f'[cluster]\ndatabase = "postgresql://x"\n{key} = {value}\n')
+    with pytest.raises(ConfigError, match="not what is there"):
+        config.load(file, {})
+
+
 @pytest.mark.parametrize(
     ("value", "size"),
     [

@@ -138,3 +138,12 @@ def test_a_file_that_is_no_text_and_one_that_is_huge(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=says):
             keys.read(tmp_path / name)
+
+
+def test_a_point_in_a_form_that_nobody_reads() -> None:
+    """A curve's point may be written compressed; cryptography raises NotImplementedError, of all things."""
+    kind = b"ecdsa-sha2-nistp256"
+    fields = (kind, b"nistp256", b"\2" + b"\1" * 32)
+    blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    with pytest.raises(UsageError, match="damaged"):
+        keys.parse(f"{kind.decode()} {base64.b64encode(blob).decode()}")

@@ -346,3 +346,34 @@ def test_what_git_itself_says_passes_unchanged(tmp_path: Path, version: str) -> 
             out += packet.raw
     report.end()
     assert out + report.take(commands, {}, None) == heard
+
+
+# What fuzzing found (tests/fuzz)
+
+
+def test_the_capabilities_of_every_line_count() -> None:
+    """Git takes them wherever they stand (receive-pack.c, read_head_info), and adds them up."""
+    first, second = f"{ZERO} {'1' * 40} refs/heads/a", f"{ZERO} {'1' * 40} refs/heads/b"
+    commands = Commands()
+    commands.feed(
+        pkt_line(raw(first) + b"\0report-status") + pkt_line(raw(second) + b"\0side-band-64k") + FLUSH
+    )
+    assert commands.side_band and commands.wants_report
+
+
+def test_a_reason_does_not_make_a_line_too_long_for_its_length() -> None:
+    ref = "refs/heads/" + "x" * 65_400
+    text = answered(
+        report_of([b"unpack ok\n", b"ng " + raw(ref) + b" no\n"]), PLAIN, [65536], reasons={ref: "w" * 999}
+    )
+    assert [packet.payload[:4] for packet in packets(io.BytesIO(text))] == [b"unpa", b"ng r", b""]
+    commands, report = Commands(), Report()
+    commands.feed(command_list([RefUpdate(ref, ZERO, "1" * 40)], PLAIN))
+    report.end()
+    text = report.take(commands, {}, "w" * 999)
+    assert [packet.payload[:4] for packet in packets(io.BytesIO(text))] == [b"unpa", b"ng r", b""]
+
+
+def test_a_line_of_a_report_without_a_ref() -> None:
+    text = report_of([b"unpack ok\n", b"ng", b"ng\n", b"ng  x"])
+    assert answered(text, PLAIN, [65536], reasons={"": "why"})
