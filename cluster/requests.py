@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from cluster import admin, failing, logs, session, stage
+from cluster import admin, commands, failing, logs, session, stage
 from cluster.client import Client
 from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
 from cluster.model import Actor, ActorKind, Request
-from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
+from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand, UserCommand
 from cluster.node import Node
 
 _log = logging.getLogger(__name__)
@@ -52,23 +52,36 @@ class Requests:
                 request = Request(
                     actor, command.service, command.repository, protocol=protocol, via=via, address=address
                 )
-                return _logged(request, lambda: session.serve(node, request, client))
+                what, of = request.service, {"repository": request.repository}
+                return _logged(what, of, actor, address, lambda: session.serve(node, request, client))
             case StageCommand() if kind is ActorKind.DEVICE:
                 return stage.keep(node, command, client)
             case UnstageCommand() if kind is ActorKind.DEVICE:
                 return stage.release(node, command)
             case OperatorCommand() if kind is ActorKind.OPERATOR:
                 return admin.answer(node, command, client)
-        raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
+            case UserCommand() if kind is ActorKind.USER:
+                arguments = {"arguments": " ".join(command.arguments)[:200] or None}
+                return _logged(
+                    command.verb,
+                    arguments,
+                    actor,
+                    address,
+                    lambda: commands.run(node, actor, command, client),
+                )
+        raise Refused(
+            f"{'an' if kind is ActorKind.OPERATOR else 'a'} {kind}'s key may not do that",
+            hint="git clone, fetch and push are what it is for",
+        )
 
     def greeting(self, actor: Actor) -> str:
         return (
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
-            "It gives no shell; use it with git clone, fetch and push."
+            "It gives no shell; use it with git clone, fetch and push. `ssh git@host help` lists what else it does."
         )
 
 
-def _logged(request: Request, serve: Callable[[], int]) -> int:
+def _logged(what: str, of: Mapping[str, object], actor: Actor, address: str, serve: Callable[[], int]) -> int:
     """Serve, and leave one line about it."""
     begun, outcome = time.monotonic(), "failed"
     try:
@@ -78,12 +91,12 @@ def _logged(request: Request, serve: Callable[[], int]) -> int:
     finally:
         _log.info(
             "%s",
-            request.service,
+            what,
             extra=logs.fields(
-                repository=request.repository,
-                actor=request.actor.name,
-                kind=request.actor.kind,
-                address=request.address,
+                **of,
+                actor=actor.name,
+                kind=actor.kind,
+                address=address,
                 exit=outcome,
                 ms=round((time.monotonic() - begun) * 1000),
             ),

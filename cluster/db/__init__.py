@@ -14,6 +14,7 @@ from __future__ import annotations
 from cluster.db.devices import Devices
 from cluster.db.history import History
 from cluster.db.log import Log
+from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
@@ -22,7 +23,7 @@ from cluster.db.who import UserKey, Who
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Devices, Repositories, Writes, Replicas, History, Log, Recall):
+class Database(Who, Own, Devices, Repositories, Writes, Replicas, History, Log, Recall):
     """The cluster's PostgreSQL."""
 
 
@@ -31,8 +32,11 @@ __all__ = [
     "Connection",
     "Copy",
     "Database",
+    "Listed",
     "LockHolder",
+    "OwnKey",
     "Recollection",
+    "Standing",
     "UserKey",
     "lock_label",
     "no_repository",

@@ -378,7 +378,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
         names.parse_command("rm -rf /")
     assert caught.value.lines() == [
         "git-cluster runs git-upload-pack, git-receive-pack and git-upload-archive only, not 'rm'",
-        "Use git clone, git fetch or git push with this host; it gives no shell.",
+        "Use git clone, git fetch or git push with this host; it gives no shell. See also: ssh git@host help",
     ]
 
 
@@ -389,7 +389,9 @@ def check(command: str) -> None:
     except UsageError as error:
         assert one_printable_line(error)
         return
-    if not isinstance(parsed, names.OperatorCommand):
+    if isinstance(parsed, names.UserCommand):
+        assert parsed.verb in names.USER_VERBS
+    elif not isinstance(parsed, names.OperatorCommand):
         assert names.repository_name(parsed.repository) == parsed.repository
     assert names.parse_command(str(parsed)) == parsed
 
