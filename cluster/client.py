@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 
@@ -24,12 +25,28 @@ class Client(Protocol):
     def say(self, line: str) -> None:
         """One line for the person, `line` without "cluster: "; shown as "remote: cluster: <line>"."""
 
+    def send_from(self, fd: int) -> None:
+        """Everything that can be read from the pipe `fd`, until its end, to the client's output. ClientGone."""
+
+    def receive_into(self, fd: int) -> None:
+        """Everything that the client still sends, until its end, into the pipe `fd`. BrokenPipeError where nobody
+        reads it any more. `fd` is not to be written to by others meanwhile."""
+
     @property
     def gone(self) -> bool:
         """Whether the client hung up."""
 
 
 CHUNK = 65536
+
+PREFIX = "remote: cluster: "
+"""Before each line that a device says to a person, on stderr."""
+
+
+def spoken(line: str) -> bytes:
+    """A line for the person, as it goes out on stderr: whatever it quotes, it is one line and steers no terminal."""
+    shown = "".join(character if character.isprintable() else "?" for character in line)
+    return f"{PREFIX}{shown}\n".encode(errors="replace")
 
 
 class Input:
@@ -50,6 +67,19 @@ class Input:
         out, self._rest = self._rest, b""
         return out or self._client.read(CHUNK)
 
+    def receive_into(self, fd: int) -> None:
+        """Client.receive_into, with what was read ahead."""
+        out, self._rest = self._rest, b""
+        write_all(fd, out)
+        self._client.receive_into(fd)
+
     def unread(self, data: bytes) -> None:
         """Have `data` be read next."""
         self._rest = data + self._rest
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """All of `data` into a pipe of ours. BrokenPipeError where nobody reads it any more."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import Any
 
 import cluster
@@ -337,7 +337,11 @@ def _expiry(expires: datetime | timedelta | None, now: datetime) -> datetime | N
     try:
         at = now + expires if isinstance(expires, timedelta) else expires
     except OverflowError:
-        at = None  # later than the year 9999
+        at = datetime(MAXYEAR, 1, 1, tzinfo=UTC)
+    if at is not None and at.year >= MAXYEAR:  # in another time zone it may have five digits
+        raise UsageError(
+            f"the year {at.year} is too far away", hint="Leave --expires out for a key without an end."
+        )
     if at is not None and at <= now:
         raise UsageError(f"{moment(at)} is over", hint="--expires takes a time to come.")
     return at

@@ -1,6 +1,6 @@
 """`git-cluster serve`: one device at work.
 
-    endpoint    answers clients, peers and operators (cluster/ssh.py)
+    endpoints   answer clients, peers and operators (cluster/ssh.py; cluster/openssh.py behind an sshd)
     listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,24 +23,17 @@ from typing import NoReturn
 
 from cluster import embedded, failing, heal, history, leftovers, logs, upkeep
 from cluster.config import Config
-from cluster.db import Database
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
-from cluster.faults import Faults
-from cluster.keyfiles import load_key
-from cluster.model import Device, DeviceMode
+from cluster.model import Device
 from cluster.node import Node
-from cluster.peer import Peers
+from cluster.opening import HEARTBEAT, SERVE_LOCK, open_node
+from cluster.openssh import HookServer
 from cluster.requests import Requests
 from cluster.ssh import SshServer
-from cluster.stale import Memory
-from cluster.store import Store
 from cluster.sync import catch_up
 
 _log = logging.getLogger(__name__)
-
-HEARTBEAT = 2.0
-"""Seconds between two signs of life; Device.OFFLINE_AFTER is five of them."""
 
 SYNCS = 4
 """Replicas that are synced at the same time."""
@@ -53,60 +45,6 @@ SWEEP = 60.0
 """Seconds between two looks for what a crash may have left: deleted repositories, staged refs of dead pushes."""
 
 
-def open_node(config: Config, environ: dict[str, str]) -> Node:
-    """Everything that this device works with, checked. ConfigError, DatabaseUnavailable, Refused."""
-    if config.device is None:
-        raise ConfigError(
-            f"{config.path} has no [device] section",
-            hint="only a device can serve: give it name, data_dir and key",
-        )
-    data_dir = config.device.data_dir
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"[device] data_dir cannot be made: {error.strerror}", hint="choose another folder"
-        ) from error
-    if shutil.which("git") is None:
-        raise ConfigError(
-            "there is no git on the PATH of this device", hint="install Git, or set PATH for the daemon"
-        )
-    key = load_key(config.device.key, "the key of this device")
-    url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
-    db = Database(url, application_name=f"git-cluster {config.device.name}").open()
-    try:
-        device = db.device(config.device.name)
-    except NotFound as error:
-        db.close()
-        raise Refused(
-            f"device {config.device.name} is not registered in this cluster",
-            hint=f"register it once: git-cluster device add {config.device.name} --ssh URL --key FILE --host-key FILE",
-        ) from error
-    if device.public_key.split()[:2] != [key.get_name(), key.get_base64()]:
-        db.close()
-        raise Refused(
-            f"device {device.name} is registered with another key than the one in [device] key",
-            hint="name the file that was registered; `git-cluster device list --json` shows its public key",
-        )
-    if device.mode is DeviceMode.DISABLED:
-        _log.warning(
-            "this device is disabled: it answers nobody until `git-cluster device enable %s`", device.name
-        )
-    return Node(
-        name=device.name,
-        writes=config.writes,
-        db=db,
-        store=Store(data_dir, device.name, db.cluster_id()),
-        peers=Peers(key),
-        faults=Faults.parse(environ.get("GIT_CLUSTER_FAULT", "")),
-        memory=Memory(db, device.name) if config.reads.stale == "allow" else None,
-        upkeep=config.upkeep,
-        proxy=config.proxy,
-        limits=config.limits,
-        cluster=config.cluster.name,
-    )
-
-
 def run(config: Config) -> NoReturn:
     """Serve until SIGTERM or SIGINT, then exit with 0."""
     logs.to_stream(level=os.environ.get("GIT_CLUSTER_LOG", "INFO"))
@@ -114,27 +52,33 @@ def run(config: Config) -> NoReturn:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client that pushes needs about ten
     node = open_node(config, dict(os.environ))
-    if config.ssh is None:
-        raise ConfigError(
-            f"{config.path} has no [ssh] section", hint="a device without an endpoint serves nobody"
-        )
     alone = _alone(node.store.root)
     stop, signals = Event(), _signals()
     leftovers.clean_at_start(node.store)
     if ended := node.db.end_sessions_of(node.name):
         _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
-    server = SshServer(config.ssh.listen, config.ssh.host_key, Requests(node))
-    host, port = server.start()
+    requests = Requests(node)
+    hooks = HookServer(node.store.run_directory(), requests)
+    servers: list[SshServer | HookServer] = [hooks]
+    hooks.start()
+    where = "SSH through OpenSSH's hooks"
+    if config.ssh is not None:
+        server = SshServer(config.ssh.listen, config.ssh.host_key, requests)
+        servers.append(server)
+        where = "SSH on {} port {}".format(*server.start())
     keeper.start()
-    _log.info("device %s serves SSH on %s port %s", node.name, host, port)
-    print(f"git-cluster: device {node.name} serves SSH on {host} port {port}", flush=True)
+    _log.info("device %s serves %s", node.name, where)
+    print(f"git-cluster: device {node.name} serves {where}", flush=True)
     os.read(signals, 1)
     stop.set()
     _log.info("device %s stops", node.name)
-    server.stop_accepting()
+    for endpoint in servers:
+        endpoint.stop_accepting()
     node.background.stop()
-    server.close(GRACE)
+    until = time.monotonic() + GRACE
+    for endpoint in servers:
+        endpoint.close(max(0.0, until - time.monotonic()))
     keeper.finish()
     node.peers.close()
     node.db.close()
@@ -162,7 +106,7 @@ def _signals() -> int:
 def _alone(data_dir: Path) -> FileLock:
     """A lock that lasts as long as this process: two daemons on one disk would undo each other's work."""
     try:
-        lock = FileLock(data_dir / "serve.lock")
+        lock = FileLock(data_dir / SERVE_LOCK)
     except OSError as error:
         raise ConfigError(
             f"[device] data_dir cannot be written to: {error.strerror}",

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
+
+MOST_BYTES = 1 << 20
+"""Of a log file of our own, before it is begun anew; one older one is kept."""
 
 
 def fields(**values: object) -> dict[str, object]:
@@ -41,9 +47,27 @@ def _quoted(value: object) -> str:
     return text if plain else json.dumps(text)
 
 
+def to_syslog(otherwise: Path, level: str = "INFO") -> None:
+    """Send everything to syslog; where this machine has none, to the file `otherwise`, which is kept small."""
+    handler: logging.Handler
+    try:
+        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_AUTH)
+        handler.ident = "git-cluster: "
+    except OSError:
+        handler = logging.NullHandler()
+        with suppress(OSError):
+            if otherwise.exists() and otherwise.stat().st_size > MOST_BYTES:
+                otherwise.replace(otherwise.with_suffix(".log.1"))
+            handler = logging.FileHandler(otherwise)
+    _send(handler, level)
+
+
 def to_stream(stream: TextIO = sys.stderr, level: str = "INFO") -> None:
     """Send everything to `stream`; the libraries' own chatter only from warnings on."""
-    handler = logging.StreamHandler(stream)
+    _send(logging.StreamHandler(stream), level)
+
+
+def _send(handler: logging.Handler, level: str) -> None:
     handler.setFormatter(Logfmt())
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in ("paramiko", "psycopg"):

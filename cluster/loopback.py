@@ -39,6 +39,7 @@ class LoopbackDevice:
     directory: Path
     port: int
     host: str = "127.0.0.1"
+    user: str = "git"
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -55,7 +56,7 @@ class LoopbackDevice:
 
     @property
     def url(self) -> str:
-        return f"ssh://git@{self.host}:{self.port}"
+        return f"ssh://{self.user}@{self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -113,11 +114,7 @@ name = "{name}"
 data_dir = "data"
 key = "device_ed25519"
 
-[ssh]
-listen = "{device.host}:{device.port}"
-advertise = "{self.peer_url(device)}"
-host_key = "host_ed25519"
-
+{self.endpoint_section(device)}
 [writes]
 {writes}""",
         )
@@ -135,7 +132,7 @@ host_key = "host_ed25519"
 
     def new_device(self, name: str) -> LoopbackDevice:
         """A device, and where it is to listen."""
-        return LoopbackDevice(name, self.directory / name, _free_port())
+        return LoopbackDevice(name, self.directory / name, free_port())
 
     def database_of(self, name: str) -> str:
         """The URL by which a device reaches the database."""
@@ -144,6 +141,14 @@ host_key = "host_ed25519"
     def peer_url(self, device: LoopbackDevice) -> str:
         """The URL by which its peers reach a device."""
         return device.url
+
+    def endpoint_section(self, device: LoopbackDevice) -> str:
+        """What a device's configuration says of the endpoint at its URL."""
+        return f"""[ssh]
+listen = "{device.host}:{device.port}"
+advertise = "{self.peer_url(device)}"
+host_key = "host_ed25519"
+"""
 
     def command(self, device: LoopbackDevice) -> list[str]:
         """The command that serves as `device`."""
@@ -162,7 +167,7 @@ host_key = "host_ed25519"
         _write(
             self.ssh_config,
             f"""Host *
-    User git
+    User {next(iter(self.devices.values())).user}
     IdentityFile "{self.identity}"
     IdentitiesOnly yes
     IdentityAgent none
@@ -259,7 +264,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -32,6 +32,9 @@ class Outbox:
     def read(self, size: int) -> bytes:
         return self._client.read(size)
 
+    def receive_into(self, fd: int) -> None:
+        self._client.receive_into(fd)
+
     @property
     def gone(self) -> bool:
         return self._client.gone

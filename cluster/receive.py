@@ -25,7 +25,7 @@ from threading import Lock, Thread
 from types import TracebackType
 
 from cluster import failing, git, hooks
-from cluster.client import Client
+from cluster.client import Client, write_all
 from cluster.disk import ReplicaLock
 from cluster.errors import ClientGone, ClusterError, DiskFailed, GitFailed
 from cluster.model import RefUpdate
@@ -277,10 +277,10 @@ class Receiving:
         """From the client to Git, noting the commands and capabilities that come first."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError, ClientGone):
-            while data := self._client.read(CHUNK):
+            while not self._commands.known and (data := self._client.read(CHUNK)):
                 self._commands.feed(data)
-                self._process.stdin.write(data)
-                self._process.stdin.flush()
+                write_all(self._process.stdin.fileno(), data)
+            self._client.receive_into(self._process.stdin.fileno())
         self._commands.end()
         with suppress(BrokenPipeError):
             self._process.stdin.close()

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from cluster.client import PREFIX
 from cluster.errors import PeerFailed
-from cluster.wire import LOST, PACKET, PREFIX, WINDOW
+from cluster.wire import LOST, PACKET, WINDOW
 
 STALL = 600.0
 """Seconds that a device which answers keepalives may take to read what it was sent."""

@@ -76,6 +76,11 @@ class Commands:
         """Until the client has sent its list, or never will."""
         self._known.wait()
 
+    @property
+    def known(self) -> bool:
+        """Whether the list is complete: what comes next is not looked at."""
+        return self._known.is_set()
+
     def end(self) -> None:
         """There is no more to come."""
         self._known.set()

@@ -16,14 +16,12 @@ import base64
 import errno
 import hashlib
 import logging
-import re
-import secrets
 import socket
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import paramiko  # type: ignore[import-untyped,unused-ignore]
 from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
@@ -35,11 +33,10 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     OPEN_SUCCEEDED,
 )
 
-from cluster.client import Client
-from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, Refused, SchemaMismatch
+from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
+from cluster.errors import ClusterError, ConfigError, Refused
 from cluster.keyfiles import load_key
 from cluster.model import Actor, ActorKind
-from cluster.names import Command, parse_command
 from cluster.ssh_channel import ChannelClient
 from cluster.ssh_wire import ServerWire, UnusableKey
 
@@ -55,31 +52,12 @@ MAX_CHANNELS = 10
 FAREWELL = 1.0
 """Seconds for a client to hang up by itself, once its command has ended."""
 
-_PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")
-_AWAY = "the cluster's database is away; try again in a moment"
 _CLOSING = "this device is shutting down"
 
 # Its stubs describe only what is public. We build on more, so to the type checker it is Any.
 _ServerInterface: Any = paramiko.ServerInterface
 
 log = logging.getLogger(__name__)
-
-
-class Handlers(Protocol):
-    """What the endpoint serves. Called from many threads."""
-
-    def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:
-        """Whose key this is (fingerprint: "SHA256:…" without padding); None: nobody's.
-
-        Refused: nobody's as far as can be told, with words for whoever has no other key. Any other ClusterError: that
-        cannot be told.
-        """
-
-    def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
-        """Do it; the exit code. A ClusterError is told to the client, with its exit code."""
-
-    def greeting(self, actor: Actor) -> str:
-        """What somebody reads who logs in without a command."""
 
 
 class SshServer:
@@ -279,10 +257,9 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             return None
         except ClusterError as error:
             log.warning("%s: cannot look up key %s: %s", self.address, fingerprint, error)
-            away = isinstance(error, DatabaseUnavailable) and not isinstance(error, SchemaMismatch)
-            return DatabaseUnavailable(_AWAY) if away else error
+            return unknown_for_now(error)
         except Exception:
-            return _unexpected(self.address)
+            return unforeseen(self.address)
         if found:
             log.debug("%s: %s %s by key %s", self.address, found.kind, found.name, fingerprint)
         return found
@@ -310,7 +287,7 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         """GIT_PROTOCOL, in the form that Git gives it, is the one variable that reaches anything."""
         session = self._sessions.get(channel.get_id())
         text = value.decode("ascii", "replace")
-        if not session or name != b"GIT_PROTOCOL" or len(text) > 256 or not _PROTOCOL.fullmatch(text):
+        if not session or name != b"GIT_PROTOCOL" or git_protocol(text) is None:
             return False
         session.protocol = text
         return True
@@ -342,15 +319,16 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         counted = self.server.begin()
         code = 1
         try:
-            if not counted:
-                raise ClusterError(_CLOSING)
-            code = self._answer(session, client)
-        except ClientGone:
-            log.debug("%s: hung up", self.address)
-        except ClusterError as error:
-            code = _tell(client, error)
-        except Exception:
-            code = _tell(client, _unexpected(self.address))
+            actor = self._proven if counted else ClusterError(_CLOSING)
+            assert actor
+            code = answer(
+                self.server.handlers,
+                actor,
+                session.command,
+                client,
+                protocol=session.protocol,
+                address=self.address,
+            )
         finally:
             client.finish(code)
             if not (isinstance(self._proven, Actor) and self._proven.kind is ActorKind.DEVICE):
@@ -358,34 +336,6 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
             self._sessions.pop(session.channel.get_id(), None)
             if counted:
                 self.server.end()
-
-    def _answer(self, session: _Session, client: ChannelClient) -> int:
-        actor, handlers = self._proven, self.server.handlers
-        if isinstance(actor, ClusterError):
-            raise actor
-        assert actor
-        if session.command is None:
-            greeting = handlers.greeting(actor)
-            client.write((greeting.rstrip("\n") + "\n").encode(errors="replace"))
-            return 1
-        command = parse_command(session.command.decode(errors="surrogateescape"))
-        return handlers.run(actor, command, client, protocol=session.protocol, address=self.address)
-
-
-def _tell(client: ChannelClient, error: ClusterError) -> int:
-    client.say(f"error: {error.what}")
-    for line in error.lines()[1:]:
-        client.say(line)
-    return error.exit_code
-
-
-def _unexpected(address: str) -> ClusterError:
-    """For an exception that is being handled and that nobody foresaw: the log gets it, the client its number."""
-    number = secrets.token_hex(4)
-    log.exception("%s: %s: unexpected", address, number)
-    return ClusterError(
-        f"something went wrong on this device; the administrator finds it in the log as {number}"
-    )
 
 
 def _bind(listen: tuple[str, int]) -> socket.socket:

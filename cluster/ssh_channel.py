@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from cluster.client import CHUNK, spoken, write_all
 from cluster.errors import ClientGone
-from cluster.wire import LOST, PREFIX, WINDOW
+from cluster.wire import LOST, WINDOW
 
 
 class ChannelClient:
@@ -46,8 +48,15 @@ class ChannelClient:
             view = view[sent:]
 
     def say(self, line: str) -> None:
-        shown = "".join(character if character.isprintable() else "?" for character in line)
-        self.write_error(f"{PREFIX}{shown}\n".encode(errors="replace"))
+        self.write_error(spoken(line))
+
+    def send_from(self, fd: int) -> None:
+        while data := os.read(fd, CHUNK):
+            self.write(data)
+
+    def receive_into(self, fd: int) -> None:
+        while data := self.read(CHUNK):
+            write_all(fd, data)
 
     @property
     def gone(self) -> bool:

@@ -22,7 +22,7 @@ from threading import Thread
 from typing import IO
 
 from cluster import git
-from cluster.client import Client, Input
+from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout
 from cluster.model import Request, Service, Snapshot
 from cluster.node import Node
@@ -134,7 +134,10 @@ class _Upload:
     def _carry(self, process: subprocess.Popen[bytes], begin: bytes) -> int:
         """Pass everything on, both ways, until Git has ended; its exit code."""
         errors = Thread(target=self._errors, args=(process,), daemon=True, name="upload-pack errors")
-        upload = Thread(target=self._listen, args=(process,), daemon=True, name="upload-pack requests")
+        assert process.stdin is not None
+        stdin = os.dup(process.stdin.fileno())  # that thread's own: it may outlive the process
+        process.stdin.close()
+        upload = Thread(target=self._listen, args=(process, stdin), daemon=True, name="upload-pack requests")
         with process:
             errors.start()
             upload.start()
@@ -142,8 +145,7 @@ class _Upload:
             try:
                 if begin:
                     self._client.write(begin)
-                while data := os.read(process.stdout.fileno(), CHUNK):
-                    self._client.write(data)
+                self._client.send_from(process.stdout.fileno())
             except ClientGone:
                 git.kill(process)
             errors.join()
@@ -167,22 +169,20 @@ class _Upload:
         except OSError as error:
             raise GitFailed("git could not be started", hint="is Git installed on this device?") from error
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        """What the client sends, to Git; with protocol v2 an ls-refs is answered on the way."""
-        assert process.stdin is not None
+    def _listen(self, process: subprocess.Popen[bytes], stdin: int) -> None:
+        """What the client sends, to Git; with protocol v2 an ls-refs is answered on the way. Closes `stdin`."""
         try:
             if self._v2 and self._service is Service.UPLOAD_PACK:
                 for data in _without_listings(self._input, self._answer):
-                    process.stdin.write(data)
-            while data := self._input.read1():
-                process.stdin.write(data)
-        except (BrokenPipeError, ClientGone, ValueError):
+                    write_all(stdin, data)
+            self._input.receive_into(stdin)
+        except (BrokenPipeError, ClientGone):
             pass
         except ClusterError as error:
             self._failed = error
             git.kill(process)
-        with suppress(BrokenPipeError, ValueError):
-            process.stdin.close()
+        finally:
+            os.close(stdin)
 
     def _answer(self, request: bytes) -> None:
         def produce() -> bytes:

@@ -40,9 +40,6 @@ KEEPALIVE = 15.0
 PROBES = 3
 """Seconds, and keepalives that may go unanswered before a connection counts as dead."""
 
-PREFIX = "remote: cluster: "
-"""Before each line that a device says to a person, on stderr."""
-
 LOST = (paramiko.SSHException, EOFError, OSError)
 """What paramiko raises where a connection or a channel is at its end."""
 

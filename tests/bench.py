@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster import embedded
-from cluster.loopback import _free_port
+from cluster.loopback import free_port
 from tests.cluster_fixture import Cluster
 
 Run = Callable[[], object]
@@ -54,7 +54,7 @@ class PlainGit:
     """A stock sshd with an authorized_keys file, and stock Git behind it."""
 
     def __init__(self, directory: Path, cluster: Cluster) -> None:
-        self.directory, self.port = directory, _free_port()
+        self.directory, self.port = directory, free_port()
         directory.mkdir()
         key = directory / "host"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +15,7 @@ import pytest
 from cluster import embedded
 from cluster.peer import Peers
 from tests.cluster_fixture import Cluster, Project
+from tests.openssh_fixture import OpenSSHCluster
 from tests.ssh_fixture import Place, git, until
 
 
@@ -44,13 +45,34 @@ def database_url(postgres: str) -> Iterator[str]:
         yield url
 
 
+ENDPOINTS = ("built-in", "openssh", "openssh, no daemon on a")
+"""What may stand at the URL of a device. A file that says `ENDPOINTS = True` has all its tests run with each."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if getattr(metafunc.module, "ENDPOINTS", False) and "endpoint" in metafunc.fixturenames:
+        metafunc.parametrize("endpoint", ENDPOINTS, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def endpoint(request: pytest.FixtureRequest) -> str:
+    """One of ENDPOINTS."""
+    return str(getattr(request, "param", ENDPOINTS[0]))
+
+
+def new_cluster(endpoint: str, directory: Path, database: str, writes: Mapping[str, str]) -> Cluster:
+    if endpoint == "built-in":
+        return Cluster(directory, database, writes)
+    return OpenSSHCluster(directory, database, writes, without_daemon="a" if "no daemon" in endpoint else "")
+
+
 @pytest.fixture
-def make_cluster(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+def make_cluster(endpoint: str, database_url: str, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     """Make a cluster of real devices on loopback: make_cluster("abc"), or with `start=""` to start some later."""
     made: list[Cluster] = []
 
     def make(names: str = "abc", *, start: str | None = None, **writes: str) -> Cluster:
-        cluster = Cluster(tmp_path / f"cluster{len(made)}", database_url, writes)
+        cluster = new_cluster(endpoint, tmp_path / f"cluster{len(made)}", database_url, writes)
         made.append(cluster)
         cluster.set_up(list(names))
         for name in names if start is None else start:
@@ -71,10 +93,10 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def devices(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def devices(endpoint: str, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Devices a, b and c that are up, shared by a file whose tests break nothing and have a repository each."""
     with new_database(postgres) as url:
-        cluster = Cluster(tmp_path_factory.mktemp("devices") / "cluster", url, {})
+        cluster = new_cluster(endpoint, tmp_path_factory.mktemp("devices") / "cluster", url, {})
         try:
             cluster.set_up(list("abc"))
             for device in "abc":

@@ -11,6 +11,8 @@ import pytest
 
 from tests.cluster_fixture import Cluster, Project, RawPush
 
+ENDPOINTS = True
+
 ZERO = "0" * 40
 
 

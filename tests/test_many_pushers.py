@@ -12,6 +12,8 @@ import pytest
 
 from tests.cluster_fixture import Cluster, Project
 
+ENDPOINTS = True
+
 Make = Callable[..., Cluster]
 DEVICES = "abc"
 

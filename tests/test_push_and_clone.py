@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.cluster_fixture import Cluster
 
+ENDPOINTS = True
+
 
 def test_what_is_pushed_to_any_device_is_cloned_from_any(cluster: Cluster) -> None:
     work = cluster.work()

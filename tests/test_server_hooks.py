@@ -10,6 +10,8 @@ import pytest
 from tests.cluster_fixture import Cluster, Project, RawPush
 from tests.test_git_features import ZERO, empty_pack, pack
 
+ENDPOINTS = True
+
 NOTE = """#!/bin/sh
 case "${0##*/}" in update | post-update) said= ;; *) said=$(tr '\\n' ';') ;; esac
 printf '%s %s [%s] %s\\n' "${GIT_CLUSTER_DEVICE:-stock}" "${0##*/}" "$*" "$said" >>"{{notes}}"

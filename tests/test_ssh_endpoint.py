@@ -139,7 +139,7 @@ def test_what_nobody_foresaw_is_a_number_here_and_a_traceback_in_the_log(
         result.stderr.decode(),
     )
     assert line
-    (record,) = [each for each in caplog.records if each.name == "cluster.ssh" and each.exc_info]
+    (record,) = [each for each in caplog.records if each.name == "cluster.endpoint" and each.exc_info]
     assert line[1] in record.getMessage()
     assert "secret /path" in caplog.text
 

@@ -24,6 +24,8 @@ from cluster.model import Actor, ActorKind, DeviceMode, Level
 from tests.cluster_fixture import DEADLINE, Cluster, Done
 from tests.probes import device_key, login, new_user, presentable, rest
 
+ENDPOINTS = True
+
 
 @dataclass(frozen=True)
 class Person:
@@ -359,7 +361,7 @@ def test_access_to_a_ref_lists_the_rules_on_it(anna: Person, team: str) -> None:
 def test_a_new_machine_takes_over_from_an_old_one(anna: Person) -> None:
     """The life of a key: add the laptop's, log in with it, remove the old one."""
     laptop = new_key(anna.cluster, f"{anna.name}-laptop")
-    assert anna.told("key", "add", stdin=public(laptop)) == f"key {print_of(laptop)} added\n"
+    assert anna.told("key", "add", device="b", stdin=public(laptop)) == f"key {print_of(laptop)} added\n"
     listed = [line.split()[0] for line in anna.told("key", "list").splitlines()]
     assert listed == ["FINGERPRINT", anna.fingerprint, print_of(laptop)]
     assert {row["fingerprint"]: row["current"] for row in anna.read("key", "list")} == {
@@ -367,11 +369,11 @@ def test_a_new_machine_takes_over_from_an_old_one(anna: Person) -> None:
         print_of(laptop): False,
     }
     assert f"proof:   key {print_of(laptop)} " in anna.told("whoami", key=laptop, device="b")
-    out = anna.told("key", "remove", anna.fingerprint, key=laptop)
+    out = anna.told("key", "remove", anna.fingerprint, key=laptop, device="b")
     assert out == f"key {anna.fingerprint} removed\n"
     done = anna.asks("whoami")
     assert done.code == 255 and "Permission denied" in done.err
-    log = anna.cluster.devices["a"].log.read_text()
+    log = anna.cluster.devices["b"].log.read_text()
     for what in (f'msg="key added" actor={anna.name} fingerprint={print_of(laptop)}', 'msg="key removed"'):
         assert what in log
 
@@ -441,6 +443,9 @@ def test_a_key_that_expires(anna: Person) -> None:
     assert "until" not in anna.told("key", "add", stdin=public(later))  # by the key that never expires
     sql(anna.cluster, "update key set expires_at = now() where fingerprint = %(f)s", f=print_of(soon))
     assert anna.asks("whoami", key=soon).code == 255
+    for far in ("9999-12-31", "99999w"):
+        refusal = anna.refused("key", "add", "--expires", far, stdin=public(later), code=2)
+        assert refusal[0] == "the year 9999 is too far away"
     assert anna.refused("key", "add", "--expires", "2020-01-01", stdin=public(soon), code=2)[0] == (
         "2020-01-01 00:00:00Z is over"
     )
@@ -607,10 +612,10 @@ def test_every_command_looks_at_the_key_again(anna: Person) -> None:
 
 
 def test_one_line_of_log_a_command(anna: Person) -> None:
-    anna.told("whoami")
-    anna.refused("key", "remove", anna.fingerprint)
-    anna.refused("repos", "--nonsense", code=2)
-    lines = log_of(anna.cluster, "a", anna)
+    anna.told("whoami", device="b")
+    anna.refused("key", "remove", anna.fingerprint, device="b")
+    anna.refused("repos", "--nonsense", code=2, device="b")
+    lines = log_of(anna.cluster, "b", anna)
     assert len(lines) == 3
     assert "msg=whoami " in lines[0] and " exit=0 " in lines[0] and "address=127.0.0.1" in lines[0]
     assert f'msg=key arguments="remove {anna.fingerprint}"' in lines[1] and " exit=failed " in lines[1]
@@ -652,19 +657,20 @@ def test_page_after_page(anna: Person, crowd: str) -> None:
 
 
 def test_head_1_ends_a_listing(anna: Person, crowd: str) -> None:
-    command = " ".join(f"'{word}'" for word in anna.command("repos"))
+    command = " ".join(f"'{word}'" for word in anna.command("repos", device="b"))
     for _ in range(5):
         done = subprocess.run(["sh", "-c", f"{command} | head -1"], capture_output=True, timeout=DEADLINE)
         assert (done.stdout, done.stderr) == (b"LEVEL  REPOSITORY\n", b"")
-    anna.cluster.wait(lambda: len(log_of(anna.cluster, "a", anna)) == 5, "every listing has ended")
-    log = anna.cluster.devices["a"].log.read_text()
+    anna.cluster.wait(lambda: len(log_of(anna.cluster, "b", anna)) == 5, "every listing has ended")
+    log = anna.cluster.devices["b"].log.read_text()
     assert "Traceback" not in log and "unexpected" not in log
 
 
 def test_a_reader_that_stops_holds_no_connection(anna: Person, crowd: str) -> None:
     """G5: more readers than a device has database connections, none of which reads; everybody else is served."""
     channels = []
-    with login(anna.cluster.devices["a"], anna.key) as one, login(anna.cluster.devices["a"], anna.key) as two:
+    device = anna.cluster.devices["b"]
+    with login(device, anna.key) as one, login(device, anna.key) as two:
         for connection in (one, two):
             for _ in range(9):
                 channel = connection.transport.open_session(window_size=40_000, timeout=DEADLINE)
@@ -687,7 +693,7 @@ def test_a_reader_that_stops_holds_no_connection(anna: Person, crowd: str) -> No
 
 def test_who_insists_on_a_terminal_gets_none(anna: Person) -> None:
     """`ssh -t host COMMAND` hangs up by itself where any server refuses it a terminal. Without -t it asks for none."""
-    ssh, *others = anna.command("whoami")
+    ssh, *others = anna.command("whoami", device="b")
     for options, code, line in (
         (["-t"], 255, "PTY allocation request failed on channel 0"),
         ([], 0, f"user:    {anna.name}"),
@@ -699,5 +705,5 @@ def test_who_insists_on_a_terminal_gets_none(anna: Person) -> None:
         assert os.read(near, 10_000).decode().splitlines()[0] == line
         os.close(near)
         os.close(far)
-    log = anna.cluster.devices["a"].log.read_text()
+    log = anna.cluster.devices["b"].log.read_text()
     assert "Traceback" not in log and "unexpected" not in log

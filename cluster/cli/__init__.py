@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from cluster import __version__
-from cluster.cli import access, demo, device, repo, status, upkeep
+from cluster.cli import access, demo, device, repo, sshd, status, upkeep
 from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
@@ -50,6 +50,7 @@ for _command in (
     upkeep.verify,
     upkeep.freeze,
     upkeep.thaw,
+    sshd.sshd,
 ):
     cli.add_command(_command)
 

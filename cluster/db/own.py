@@ -115,7 +115,6 @@ class Own(Connections):
                 },
             ).fetchone()
             assert row is not None
-            notify(connection, "")
             until: datetime | None = row["expires_at"]
             return until
 
