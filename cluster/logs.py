@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+SYSLOG = "/dev/log"
+
 MOST_BYTES = 1 << 20
 """Of a log file of our own, before it is begun anew; one older one is kept."""
 
@@ -49,13 +51,13 @@ def _quoted(value: object) -> str:
 
 def to_syslog(otherwise: Path, level: str = "INFO") -> None:
     """Send everything to syslog; where this machine has none, to the file `otherwise`, which is kept small."""
-    handler: logging.Handler
-    try:
-        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_AUTH)
-        handler.ident = "git-cluster: "
-    except OSError:
-        handler = logging.NullHandler()
-        with suppress(OSError):
+    logging.raiseExceptions = False  # standard error is somebody else's
+    handler: logging.Handler = logging.NullHandler()
+    with suppress(OSError):
+        if Path(SYSLOG).is_socket():
+            handler = logging.handlers.SysLogHandler(SYSLOG, logging.handlers.SysLogHandler.LOG_AUTH)
+            handler.ident = "git-cluster: "
+        else:
             if otherwise.exists() and otherwise.stat().st_size > MOST_BYTES:
                 otherwise.replace(otherwise.with_suffix(".log.1"))
             handler = logging.FileHandler(otherwise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cluster.background import Background
 from cluster.config import LimitsSection, ProxySection, UpkeepSection, WritesSection
@@ -22,6 +23,7 @@ class Node:
 
     memory: of what the database said last, where reads are served while it is away.
     cluster: the name that people know the cluster by.
+    advertised: what Git says first of a copy, while it stays as it is (cluster/upload.py).
     """
 
     name: str
@@ -36,6 +38,7 @@ class Node:
     proxy: ProxySection = field(default_factory=ProxySection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     cluster: str = "cluster"
+    advertised: dict[tuple[Path, bool], tuple[object, bytes]] = field(default_factory=dict)
     background: Background = field(default_factory=Background)
 
     def reach(self, step: Step) -> None:

@@ -5,7 +5,8 @@ moving them by then, and may still fail. So what Git lists is held back until it
 where one did, the newest version is waited for, and Git lists again.
 
     v0, v1     the advertisement, which comes before the client has said anything: Git is started anew
-    v2         the answer to each "ls-refs", by a Git process of its own that gets that one request
+    v2         the answer to each "ls-refs", by a Git process of its own that gets that one request; what comes before
+               it lists nothing, and is remembered
     archive    what follows the client's request, up to its first piece: Git is started anew with the same request
 
 Objects need no such care: a client asks for them by what it was shown.
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from threading import Thread
 from typing import IO
 
@@ -38,6 +41,12 @@ MOST_REQUEST = 1 << 20
 MOST_SAID = 4096
 """Bytes of Git's last words that are kept."""
 
+FLUSH = b"0000"
+
+FORGET = 600.0
+MOST_KNOWN = 4096
+"""Seconds, and number of repositories, for which it is kept what Git says first: its program may be replaced."""
+
 Settle = Callable[[Snapshot], Snapshot]
 """From a look at the repository to one whose newest version is on this disk (gate.fresh)."""
 
@@ -55,6 +64,7 @@ class _Steady:
 
     def __init__(self, node: Node, snapshot: Snapshot, settle: Settle | None) -> None:
         self.node, self.snapshot, self._settle = node, snapshot, settle
+        self.here = settle is None  # whatever is here, whether it is the newest or not
 
     def listing(self, produce: Callable[[], bytes]) -> bytes:
         for _ in range(TRIES):
@@ -79,11 +89,12 @@ class _Upload:
         self._input = Input(client)
         self._v2 = "version=2" in request.protocol.split(":")
         config = {**git.HIDDEN, "uploadpack.allowFilter": "true"}
-        if steady._settle is None:  # of a version that may have been superseded meanwhile
+        if steady.here:  # of a version that may have been superseded meanwhile
             config["uploadpack.allowAnySHA1InWant"] = "true"
         self._env = git.environment(
             config, **({"GIT_PROTOCOL": request.protocol} if request.protocol else {})
         )
+        self._requests: Iterator[bytes] = iter(())
         self._failed: ClusterError | None = None
         self._said = b""
 
@@ -100,7 +111,43 @@ class _Upload:
             return self._carry(*self._begun(said, _archive_begins, more=whole))
         if not self._v2:
             return self._carry(*self._begun(b"", _advertisement))
-        return self._carry(self._start(), b"")
+        return self._run_v2()
+
+    def _run_v2(self) -> int:
+        """What Git can do is told at once; a process of its starts with the first request that needs one to go on.
+        For `git ls-remote` the listing is all."""
+        self._requests = _without_listings(self._input, self._answer)
+        capabilities = self._capabilities()
+        if capabilities is None:  # Git itself says what is wrong
+            return self._carry(self._start(), b"")
+        self._client.write(capabilities)
+        first = next(self._requests, b"") or self._input.read1()
+        if first in (b"", FLUSH):
+            return 0
+        process = self._start()
+        assert process.stdout is not None
+        _advertisement(process.stdout)  # which the client has
+        self._requests = chain([first], self._requests)
+        return self._carry(process, b"")
+
+    def _capabilities(self) -> bytes | None:
+        """Git's first words in protocol v2, which depend on the repository's configuration. None: it has no such."""
+        known, key = self._steady.node.advertised, (self._path, self._steady.here)
+        try:
+            stat = (self._path / "config").stat()
+        except OSError:
+            return None
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size, time.monotonic() // FORGET)
+        found = known.get(key)
+        if found is None or found[0] != stamp:
+            with self._start() as process:
+                out, _ = process.communicate(FLUSH)
+            if process.returncode != 0:
+                return None
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            found = known[key] = (stamp, out)
+        return found[1]
 
     def _begun(
         self, said: bytes, prefix: Callable[[IO[bytes]], bytes], *, more: bool = True
@@ -172,9 +219,8 @@ class _Upload:
     def _listen(self, process: subprocess.Popen[bytes], stdin: int) -> None:
         """What the client sends, to Git; with protocol v2 an ls-refs is answered on the way. Closes `stdin`."""
         try:
-            if self._v2 and self._service is Service.UPLOAD_PACK:
-                for data in _without_listings(self._input, self._answer):
-                    write_all(stdin, data)
+            for data in self._requests:
+                write_all(stdin, data)
             self._input.receive_into(stdin)
         except (BrokenPipeError, ClientGone):
             pass
