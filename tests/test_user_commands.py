@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -110,9 +112,9 @@ def log_of(cluster: Cluster, device: str, person: Person) -> list[str]:
 @pytest.fixture
 def anna(devices: Cluster, request: pytest.FixtureRequest) -> Person:
     """A user of this test's own, who may nothing yet."""
-    name = "anna-" + "".join(c if c.isalnum() else "-" for c in request.node.name.removeprefix("test_"))[
-        :50
-    ].strip("-")
+    test = request.node.name
+    words = re.sub(r"[^a-z0-9]+", "-", test.removeprefix("test_"))[:40].strip("-")
+    name = f"anna-{words}-{zlib.crc32(test.encode()):08x}"
     return Person(devices, name, new_user(devices, name))
 
 
