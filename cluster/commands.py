@@ -72,7 +72,7 @@ def _answer(client: Client, document: Any) -> None:
 
 
 def _pairs(client: Client, pairs: Sequence[tuple[str, object]]) -> None:
-    """ "key:  value" a line, the values below one another."""
+    """A key and its value a line, the values below one another."""
     width = max(len(key) for key, _ in pairs) + 3
     _print(client, "\n".join(f"{key + ':':<{width}}{cell(value)}" for key, value in pairs))
 
@@ -139,14 +139,15 @@ def _info(node: Node, actor: Actor, client: Client, *, as_json: bool) -> None:
     may = f"{readable} to read, {counts['write']:,} to push to, {counts['admin']:,} to administer"
     if counts["here"] < counts["read"]:
         may += f"; this device keeps {counts['here']:,} of them"
-    mine = next((device.state for device in devices if device.name == node.name), "online")
+    mode = next((device.mode for device in devices if device.name == node.name), DeviceMode.ENABLED)
     _pairs(
         client,
         [
             ("cluster", f"{node.cluster}, git-cluster {cluster.__version__}"),
             (
                 "device",
-                f"{node.name}, which you have reached" + ("" if mine == "online" else f": it is {mine}"),
+                f"{node.name}, which you have reached"
+                + ("" if mode is DeviceMode.ENABLED else f": it is {mode}"),
             ),
             ("user", actor.name),
             ("may", may),
