@@ -335,10 +335,7 @@ def _standard_input(client: Client) -> str:
 
 
 def _expiry(expires: datetime | timedelta | None, now: datetime) -> datetime | None:
-    try:
-        at = now + expires if isinstance(expires, timedelta) else expires
-    except OverflowError:
-        at = datetime(MAXYEAR, 1, 1, tzinfo=UTC)
+    at = now + expires if isinstance(expires, timedelta) else expires
     if at is not None and at.year >= MAXYEAR:  # in another time zone it may have five digits
         raise UsageError(
             f"the year {at.year} is too far away", hint="Leave --expires out for a key without an end."

@@ -448,9 +448,8 @@ def test_a_key_that_expires(anna: Person) -> None:
     assert "until" not in anna.told("key", "add", stdin=public(later))  # by the key that never expires
     sql(anna.cluster, "update key set expires_at = now() where fingerprint = %(f)s", f=print_of(soon))
     assert anna.asks("whoami", key=soon).code == 255
-    for far in ("9999-12-31", "99999w"):
-        refusal = anna.refused("key", "add", "--expires", far, stdin=public(later), code=2)
-        assert refusal[0] == "the year 9999 is too far away"
+    refusal = anna.refused("key", "add", "--expires", "9999-12-31", stdin=public(later), code=2)
+    assert refusal[0] == "the year 9999 is too far away"
     assert anna.refused("key", "add", "--expires", "2020-01-01", stdin=public(soon), code=2)[0] == (
         "2020-01-01 00:00:00Z is over"
     )
