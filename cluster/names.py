@@ -272,7 +272,26 @@ class PingCommand:
         return PING
 
 
-Command = ServiceCommand | StageCommand | UnstageCommand | OperatorCommand | ProxyCommand | PingCommand
+@dataclass(frozen=True, slots=True)
+class UserCommand:
+    """A person asks for something that is not Git's; cluster/user_commands.py says what the words mean."""
+
+    verb: str
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join([self.verb, *map(quote, self.arguments)])
+
+
+Command = (
+    ServiceCommand
+    | StageCommand
+    | UnstageCommand
+    | OperatorCommand
+    | ProxyCommand
+    | PingCommand
+    | UserCommand
+)
 
 STAGE = "git-cluster-stage"
 UNSTAGE = "git-cluster-unstage"
@@ -283,6 +302,8 @@ UNABLE = 75
 """The exit code, without a word, for a ProxyCommand that this device cannot answer though another one may: its database
 is away, or it is about to stop. A sentence would reach the user, who may be answered by that other one."""
 PING = "git-cluster-ping"
+
+USER_VERBS = ("help", "info", "whoami", "repos", "access", "key", "create")
 
 _SERVICES = {service.value: service for service in Service}
 # What a ProxyCommand says, and the form of each; `certified_until` may also be null.
@@ -298,7 +319,10 @@ _PROXIED = {
 }
 _MAX_PROTOCOL = 256
 
-_HINT = "Use git clone, git fetch or git push with this host; it gives no shell."
+_HINT = "Use git clone, git fetch or git push with this host; it gives no shell. See also: ssh git@host help"
+_USER_HINT = "`ssh git@host help` lists the commands."
+_QUOTE_ONCE = "Put single quotes around the name of the repository, as Git does."
+_QUOTE_TWICE = """Put quotes around the whole, too: ssh git@host "access team/app 'fix#1'"."""
 _OWN_HINT = "Run the same version of git-cluster on both sides."
 
 # A word as a POSIX shell reads it, and only such words as every shell reads alike: no expansion, no operator.
@@ -307,6 +331,8 @@ _WORD = re.compile(
     r"""(?: [A-Za-z0-9_@%+=:,./~^-]+ | [^\x00-\x7f]+ | '[^']*' | \\['!] | "(?:[^"\\$`!]|\\["\\$`])*" )++""",
     re.VERBOSE,
 )
+# Of a user's command, which is typed through one shell more than Git's: that one has taken the quotes off a pattern.
+_USER_WORD = re.compile(_WORD.pattern.replace("~^-]+", "~^*-]+", 1), re.VERBOSE)
 _PIECE = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)|([^'"\\]+)""")
 
 
@@ -324,6 +350,7 @@ def parse_command(command: str) -> Command:
         git-cluster-operator <verb> '<json object>'
         git-cluster-proxy '<json object>'
         git-cluster-ping
+        whoami   access team/app --json   …   (USER_VERBS)
 
     No shell is ever given the command. Bytes that are not UTF-8 may stand in it as surrogate escapes.
     """
@@ -353,20 +380,34 @@ def parse_command(command: str) -> Command:
     if program == PING:
         _exactly(_words(rest, program), PING)
         return PingCommand()
+    if program in ("--help", "-h"):
+        program = "help"
+    if program in USER_VERBS:
+        return UserCommand(program, tuple(_words(rest, program, _USER_WORD, _QUOTE_TWICE)))
+    if meant := _meant(program):
+        raise UsageError(f"there is no command {shown(program)}; did you mean {meant}?", hint=_USER_HINT)
     runs = "git-upload-pack, git-receive-pack and git-upload-archive"
     raise UsageError(f"git-cluster runs {runs} only, not {shown(program)}", hint=_HINT)
 
 
-def _words(text: str, program: str) -> list[str]:
+def _meant(program: str) -> str | None:
+    """The verb of a user's command that somebody seems to have mistyped."""
+    import difflib  # for the one command that needs it
+
+    found = difflib.get_close_matches(program[:20].lower(), USER_VERBS, n=1, cutoff=0.7)
+    return found[0] if found else None
+
+
+def _words(text: str, program: str, word_of: re.Pattern[str] = _WORD, hint: str = _QUOTE_ONCE) -> list[str]:
     """The words of `text` without their quoting."""
     words: list[str] = []
     rest = text.strip(" ")
     while rest:
-        word = _WORD.match(rest)
+        word = word_of.match(rest)
         if not word or rest[word.end() : word.end() + 1] not in ("", " "):
             raise UsageError(
                 f"the arguments of {program} hold an open quote or a character that a shell would act on",
-                hint="Put single quotes around the name of the repository, as Git does.",
+                hint=hint,
             )
         words.append("".join(map(_unquoted, _PIECE.finditer(word[0]))))
         rest = rest[word.end() :].lstrip(" ")

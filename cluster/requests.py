@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from cluster import admin, failing, logs, ping, session, stage
+from cluster import admin, commands, failing, logs, ping, session, stage
 from cluster.client import Client
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
@@ -20,6 +20,7 @@ from cluster.names import (
     ServiceCommand,
     StageCommand,
     UnstageCommand,
+    UserCommand,
 )
 from cluster.node import Node
 
@@ -87,10 +88,10 @@ class Requests:
                 request = Request(
                     actor, command.service, command.repository, protocol=protocol, via=via, address=address
                 )
-                return _logged(request, lambda: session.serve(node, request, client))
+                return _git(request, lambda: session.serve(node, request, client))
             case ProxyCommand() if kind is ActorKind.DEVICE:
                 request = _vouched_for(command, by=actor.name)
-                return _logged(request, lambda: session.serve(node, request, client))
+                return _git(request, lambda: session.serve(node, request, client))
             case StageCommand() if kind is ActorKind.DEVICE:
                 return stage.keep(node, command, client, actor)
             case UnstageCommand() if kind is ActorKind.DEVICE:
@@ -99,12 +100,24 @@ class Requests:
                 return admin.answer(node, command, client)
             case PingCommand() if kind is not ActorKind.USER:
                 return ping.answer(node.name, client)
-        raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
+            case UserCommand() if kind is ActorKind.USER:
+                arguments = {"arguments": " ".join(command.arguments)[:200] or None}
+                return _logged(
+                    command.verb,
+                    arguments,
+                    actor,
+                    address,
+                    lambda: commands.run(node, actor, command, client),
+                )
+        raise Refused(
+            f"{'an' if kind is ActorKind.OPERATOR else 'a'} {kind}'s key may not do that",
+            hint="git clone, fetch and push are what it is for",
+        )
 
     def greeting(self, actor: Actor) -> str:
         return (
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
-            "It gives no shell; use it with git clone, fetch and push."
+            "It gives no shell; use it with git clone, fetch and push. `ssh git@host help` lists what else it does."
         )
 
 
@@ -122,7 +135,13 @@ def _vouched_for(command: ProxyCommand, by: str) -> Request:
     )
 
 
-def _logged(request: Request, serve: Callable[[], int]) -> int:
+def _git(request: Request, serve: Callable[[], int]) -> int:
+    """Serve what Git's client asks for, and leave a line."""
+    of = {"repository": request.repository, "through": request.through or None}
+    return _logged(request.service, of, request.actor, request.address, serve)
+
+
+def _logged(what: str, of: Mapping[str, object], actor: Actor, address: str, serve: Callable[[], int]) -> int:
     """Serve, and leave one line about it."""
     begun, outcome, why = time.monotonic(), "failed", None
     try:
@@ -135,13 +154,12 @@ def _logged(request: Request, serve: Callable[[], int]) -> int:
     finally:
         _log.info(
             "%s",
-            request.service,
+            what,
             extra=logs.fields(
-                repository=request.repository,
-                actor=request.actor.name,
-                kind=request.actor.kind,
-                address=request.address,
-                through=request.through or None,
+                **of,
+                actor=actor.name,
+                kind=actor.kind,
+                address=address,
                 exit=outcome,
                 ms=round((time.monotonic() - begun) * 1000),
                 why=why,

@@ -244,6 +244,7 @@ class _Connection(Refusals):
             return None
         return self._why or ascii(str(self._error or "hung up")[:200])[1:-1] or "hung up"
 
+    @property
     def who(self) -> str:
         return f"{self.address}: {self._proven.name}" if isinstance(self._proven, Actor) else self.address
 

@@ -86,7 +86,7 @@ def login(device: LoopbackDevice, key: Path) -> Iterator[Login]:
     transport = paramiko.Transport(socket.create_connection(("127.0.0.1", device.port), PATIENCE))
     try:
         transport.start_client(timeout=PATIENCE)
-        transport.auth_publickey("git", paramiko.PKey.from_path(key))
+        transport.auth_publickey(device.user, paramiko.PKey.from_path(key))
         yield Login(transport)
     finally:
         transport.close()

@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.plain import cell as cell
+from cluster.plain import moment as moment
+from cluster.plain import plain_table as plain_table
+from cluster.plain import printable as printable
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -55,15 +60,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) 
         click.echo(plain_table(columns, rows))
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [
-        [column.upper().replace(" ", "_") for column in columns],
-        *([cell(c) for c in row] for row in rows),
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
 def rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     from rich.table import Table
 
@@ -81,28 +77,6 @@ def coloured(text: str) -> Text:
     from rich.text import Text
 
     return Text(text, style=COLOURS.get(text.partition(" ")[0].rstrip(","), ""))
-
-
-def cell(value: object) -> str:
-    """A value in a table: "-" for nothing, and nothing that could move the cursor or break the line."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, datetime):
-        return moment(value)
-    return printable(str(value))
-
-
-def printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def moment(at: datetime | str | None) -> str:
-    """A time for people: UTC, to the second."""
-    if at is None:
-        return "-"
-    if isinstance(at, str):
-        at = datetime.fromisoformat(at)
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def ago(at: str | datetime | None) -> str:

@@ -15,6 +15,7 @@ from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
 from cluster.db.history import History
 from cluster.db.log import Log
+from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
@@ -24,7 +25,7 @@ from cluster.db.who import UserKey, Who
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall, Condition):
+class Database(Who, Own, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall, Condition):
     """The cluster's PostgreSQL."""
 
 
@@ -34,9 +35,12 @@ __all__ = [
     "Connection",
     "Copy",
     "Database",
+    "Listed",
     "LockHolder",
+    "OwnKey",
     "Recollection",
     "Server",
+    "Standing",
     "UserKey",
     "lock_label",
     "no_repository",

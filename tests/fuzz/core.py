@@ -168,6 +168,10 @@ class Far:
 
     def hang_up(self, why: str = "") -> None: ...
 
+    def send_from(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None: ...
+
+    def receive_into(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None: ...
+
 
 def packet_length(data: bytes, at: int) -> int | None:
     """Git's own reading of a pkt-line's length (pkt-line.c, packet_length): four hex digits. None: it would die."""

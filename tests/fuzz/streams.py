@@ -120,7 +120,7 @@ def archive_request(data: bytes) -> None:
     """What was read and what is left are what was sent; whole: up to its first flush."""
     sizes, sent = cut(data)
     stream = Input(Far(sent, sizes))
-    said, whole = upload._whole_request(stream)
+    said, whole = upload.whole_request(stream)
     left = [said]
     while more := stream.read1():
         left.append(more)

@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from cluster import keys, names, ssh
+from cluster import endpoint, keys, names
 from cluster.errors import UsageError
 from cluster.keyfiles import generate_key
 from tests.fuzz.core import Target, one_line
@@ -31,12 +31,19 @@ def command(data: bytes) -> None:
     except UsageError as error:
         return one_line(error, ascii_only=True)
     written = str(parsed)
+    if isinstance(
+        parsed, names.UserCommand
+    ):  # a name in it may be in any script; what each verb takes comes later
+        assert parsed.verb in names.USER_VERBS
+        if len(written) <= names.MAX_COMMAND:
+            assert names.parse_command(written) == parsed, (parsed, written)
+        return None
     assert written.isascii() and written.isprintable(), written
     if isinstance(parsed, names.OperatorCommand):
         json.dumps(parsed.arguments, allow_nan=False, ensure_ascii=False).encode()
         if len(written) > names.MAX_COMMAND:  # it is quoted otherwise than it came
             return None
-    else:
+    elif not isinstance(parsed, names.PingCommand):
         _is_name(parsed.repository)
     assert names.parse_command(written) == parsed, (parsed, written)
     return None
@@ -231,10 +238,12 @@ def protocol(data: bytes) -> None:
     """What passes as GIT_PROTOCOL is what Git's clients send, and nothing that any program could take amiss."""
     text = data.decode("ascii", "replace")
     first, *more = text.split(":")
-    right = first in ("version=0", "version=1", "version=2") and all(
-        word and set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789=-") for word in more
+    right = (
+        len(text) <= 256
+        and first in ("version=0", "version=1", "version=2")
+        and all(word and set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789=-") for word in more)
     )
-    assert bool(ssh._PROTOCOL.fullmatch(text)) == right, text
+    assert (endpoint.git_protocol(text) is not None) == right, text
 
 
 PROTOCOLS = (b"version=2", b"version=1:object-format=sha256", b"version=0", b"version=2:a:b:c-d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import UTC, datetime
 from uuid import UUID
@@ -379,7 +380,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
         names.parse_command("rm -rf /")
     assert caught.value.lines() == [
         "git-cluster runs git-upload-pack, git-receive-pack and git-upload-archive only, not 'rm'",
-        "Use git clone, git fetch or git push with this host; it gives no shell.",
+        "Use git clone, git fetch or git push with this host; it gives no shell. See also: ssh git@host help",
     ]
 
 
@@ -390,7 +391,9 @@ def check(command: str) -> None:
     except UsageError as error:
         assert one_printable_line(error)
         return
-    if not isinstance(parsed, names.OperatorCommand | names.PingCommand):
+    if isinstance(parsed, names.UserCommand):
+        assert parsed.verb in names.USER_VERBS
+    elif not isinstance(parsed, names.OperatorCommand | names.PingCommand):
         assert names.repository_name(parsed.repository) == parsed.repository
     assert names.parse_command(str(parsed)) == parsed
 

@@ -65,7 +65,7 @@ def test_what_git_does_not_take_for_a_length_is_none(length: bytes) -> None:
     """It dies of it; int() would read on. All of it is Git's to refuse."""
     sent = length + b"command=ls-refs\n" + FLUSH
     assert passed(FETCH + sent) == ([], FETCH + sent)
-    assert upload._whole_request(Input(Far(sent, [7]))) == (length, False)
+    assert upload.whole_request(Input(Far(sent, [7]))) == (length, False)
 
 
 def test_the_smallest_lines_take_time_in_proportion() -> None:
@@ -79,7 +79,7 @@ def test_the_smallest_lines_take_time_in_proportion() -> None:
         begun = time.thread_time()
         answered, git = passed(sent)
         assert b"".join(answered) + git == sent
-        upload._whole_request(Input(Far(sent, [65536])))
+        upload.whole_request(Input(Far(sent, [65536])))
         assert time.thread_time() - begun < 5
 
 
