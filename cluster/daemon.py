@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import embedded, failing, heal, history, leftovers, logs, upkeep
+from cluster import certificates, embedded, failing, heal, history, leftovers, logs, upkeep
 from cluster.config import Config
 from cluster.db import Database
 from cluster.disk import FileLock
@@ -72,6 +72,7 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
             "there is no git on the PATH of this device", hint="install Git, or set PATH for the daemon"
         )
     key = load_key(config.device.key, "the key of this device")
+    trusted = certificates.load(config.login.trusted_ca)
     url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
     db = Database(url, application_name=f"git-cluster {config.device.name}").open()
     try:
@@ -103,6 +104,7 @@ def open_node(config: Config, environ: dict[str, str]) -> Node:
         upkeep=config.upkeep,
         proxy=config.proxy,
         limits=config.limits,
+        trusted=trusted,
         cluster=config.cluster.name,
     )
 

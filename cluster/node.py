@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from cluster.background import Background
+from cluster.certificates import TrustedCAs
 from cluster.config import LimitsSection, ProxySection, UpkeepSection, WritesSection
 from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
@@ -21,6 +22,7 @@ class Node:
     """One device at work. Made once by the daemon (or by a command that does the daemon's work itself).
 
     memory: of what the database said last, where reads are served while it is away.
+    trusted: whose certificates prove users.
     cluster: the name that people know the cluster by.
     """
 
@@ -35,6 +37,7 @@ class Node:
     upkeep: UpkeepSection = field(default_factory=UpkeepSection)
     proxy: ProxySection = field(default_factory=ProxySection)
     limits: LimitsSection = field(default_factory=LimitsSection)
+    trusted: TrustedCAs = field(default_factory=TrustedCAs)
     cluster: str = "cluster"
     background: Background = field(default_factory=Background)
 

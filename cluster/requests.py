@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
-from cluster import admin, failing, logs, session, stage
+from cluster import admin, certificates, failing, logs, session, stage
 from cluster.client import Client
+from cluster.db import key_gone
 from cluster.errors import DatabaseUnavailable, DiskFailed, Refused
 from cluster.model import Actor, ActorKind, Request
-from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand
+from cluster.names import Command, OperatorCommand, ServiceCommand, StageCommand, UnstageCommand, shown
 from cluster.node import Node
 
 _log = logging.getLogger(__name__)
@@ -30,6 +32,29 @@ class Requests:
                 raise
             return self._node.memory.authenticate(fingerprint)
 
+    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
+        """The one user whom a certificate names. None, and a line in the log: it proves nobody."""
+        node = self._node
+        try:
+            if not node.trusted:
+                raise Refused("there is no [login] trusted_ca")
+            found = certificates.prove(node.trusted, key_type, certificate, address, datetime.now(UTC))
+            try:
+                users = node.db.certified(found.principals, found.fingerprint, found.until)
+            except DatabaseUnavailable:
+                if node.memory is None:
+                    raise
+                _log.info("%s: a certificate was not looked up: the database is away", address)
+                return None  # another key of theirs may be remembered
+            if len(users) != 1:
+                whom = ", ".join(map(shown, found.principals[:5]))
+                which = "none of its principals is an enabled user" if not users else "it names several users"
+                raise Refused(f"{which}: {whom}")
+        except Refused as error:
+            _log.warning("%s: a certificate proves nobody: %s", address, error.what)
+            return None
+        return users[0]
+
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
         try:
@@ -45,7 +70,7 @@ class Requests:
         node, kind = self._node, actor.kind
         # A connection outlives its key: Git's requests are checked in session.authorize, the others here.
         if not isinstance(command, ServiceCommand) and not node.db.proves(actor):
-            raise Refused("this key is not registered here any more", hint="ask an administrator")
+            raise key_gone()
         match command:
             case ServiceCommand():
                 via = "import" if kind is ActorKind.OPERATOR else "ssh"

@@ -8,13 +8,14 @@ from uuid import uuid4
 
 from cluster import access
 from cluster.client import Client
-from cluster.db import no_repository
+from cluster.db import key_gone, no_repository
 from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
 from cluster.model import ActorKind, DeviceMode, Level, Request, Snapshot
 from cluster.node import Node
-from cluster.receive import Receiving
+from cluster.protection import forbidden
+from cluster.receive import Hopeless, Receiving
 from cluster.stage import staged
 from cluster.upload import upload
 from cluster.verify import doubt
@@ -59,6 +60,9 @@ def push(node: Node, request: Request, client: Client) -> int:
             with git_push.explaining():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
+                # The upload may have taken long: who may do what is asked anew.
+                if refused := forbidden(node, request, permit(node, request, snapshot), proposal, client):
+                    raise Hopeless(refused)
                 refuse_frozen(node, repository.id, git_push.say, lambda: client.gone)
                 push_id = uuid4()
                 with (
@@ -88,21 +92,8 @@ def push(node: Node, request: Request, client: Client) -> int:
 
 
 def authorize(node: Node, request: Request) -> Snapshot:
-    """May this actor do that? The repository as it is now. Refused, or NotFound: to a stranger the same words."""
-    snapshot = node.db.snapshot(request.repository, request.actor)
-    actor, name = request.actor, request.repository
-    if not snapshot.actor_known:
-        raise Refused("this key is not registered here any more", hint="ask an administrator")
-    if actor.kind is ActorKind.DEVICE and request.service.writes:
-        raise Refused("a device key may not push", hint="push with a user's key")
-    decision = access.decide(snapshot.grants, actor, name)
-    if not decision.allows(Level.READ):
-        raise no_repository(name)
-    if request.service.writes and not decision.allows(Level.WRITE):
-        raise Refused(
-            f"you may read {name} but not push to it",
-            hint=f"an administrator can: git-cluster grant write {actor.name} {name}",
-        )
+    """May this actor do that, here? The repository as it is now. Refused, or NotFound as of `permit`."""
+    snapshot, name = permit(node, request), request.repository
     mine = snapshot.of(node.name)
     if mine is not None and mine.device.mode is DeviceMode.DISABLED:
         raise Refused(
@@ -114,6 +105,31 @@ def authorize(node: Node, request: Request) -> Snapshot:
             f"{name} is not kept on device {node.name}",
             hint=f"use {urls}" if urls else "none of its devices is online",
         )
+    return snapshot
+
+
+def permit(node: Node, request: Request, begun: Snapshot | None = None) -> Snapshot:
+    """May this actor do that? The repository as it is now, with what concerns the actor. Refused, or NotFound: to a
+    stranger the same words, whether there is none or it is closed to them.
+
+    begun: what the request began with, where it is asked again.
+    """
+    snapshot = node.db.snapshot(request.repository, request.actor)
+    actor, name = request.actor, request.repository
+    if not snapshot.actor_known:
+        raise key_gone()
+    if actor.kind is ActorKind.DEVICE and request.service.writes:
+        raise Refused("a device key may not push", hint="push with a user's key")
+    decision = access.decide(snapshot.grants, actor, name)
+    if not decision.allows(Level.READ):
+        raise no_repository(name)
+    if request.service.writes and not decision.allows(Level.WRITE):
+        raise Refused(
+            f"you may read {name} but not push to it",
+            hint=f"an administrator can: git-cluster grant write {actor.name} {name}",
+        )
+    if begun is not None and begun.repository.id != snapshot.repository.id:
+        raise Refused(f"{name} is another repository than when this push began", hint="push again")
     return snapshot
 
 

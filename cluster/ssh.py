@@ -35,6 +35,7 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     OPEN_SUCCEEDED,
 )
 
+from cluster.certificates import is_certificate
 from cluster.client import Client
 from cluster.errors import ClientGone, ClusterError, ConfigError, DatabaseUnavailable, Refused, SchemaMismatch
 from cluster.keyfiles import load_key
@@ -74,6 +75,9 @@ class Handlers(Protocol):
         Refused: nobody's as far as can be told, with words for whoever has no other key. Any other ClusterError: that
         cannot be told.
         """
+
+    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
+        """The same of a certificate, in base64, which a client at `address` offers."""
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Do it; the exit code. A ClusterError is told to the client, with its exit code."""
@@ -263,17 +267,24 @@ class _Connection(_ServerInterface):  # type: ignore[misc]
         if isinstance(key, UnusableKey):
             self._proven = None
             return int(AUTH_FAILED)
-        blob = key.asbytes()
+        # Of a certificate, paramiko keeps the whole aside; that is what the client signs for.
+        certificate = key.public_blob
+        kind, blob = (
+            (certificate.key_type, certificate.key_blob) if certificate else (key.get_name(), key.asbytes())
+        )
         fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
         if fingerprint not in self._found:
-            self._found[fingerprint] = self._look_up(key, blob, fingerprint)
+            self._found[fingerprint] = self._look_up(kind, blob, fingerprint)
         self._proven = self._found[fingerprint]
         return int(AUTH_FAILED if self._proven is None else AUTH_SUCCESSFUL)
 
-    def _look_up(self, key: Any, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
+    def _look_up(self, kind: str, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
         encoded = base64.b64encode(blob).decode()
         try:
-            found = self.server.handlers.authenticate(key.get_name(), encoded, fingerprint)
+            if is_certificate(kind):
+                found = self.server.handlers.certified(kind, encoded, self.address)
+            else:
+                found = self.server.handlers.authenticate(kind, encoded, fingerprint)
         except Refused as error:
             self._wire.tell_stranger(f"cluster: {error.what}")
             return None

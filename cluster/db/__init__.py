@@ -12,17 +12,18 @@ Contract of this package:
 from __future__ import annotations
 
 from cluster.db.devices import Devices
+from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
 from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
-from cluster.db.who import UserKey, Who
+from cluster.db.who import UserKey, Who, key_gone
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Devices, Repositories, Writes, Replicas, History, Log, Recall):
+class Database(Who, Groups, Devices, Repositories, Writes, Replicas, History, Log, Recall):
     """The cluster's PostgreSQL."""
 
 
@@ -34,6 +35,7 @@ __all__ = [
     "LockHolder",
     "Recollection",
     "UserKey",
+    "key_gone",
     "lock_label",
     "no_repository",
     "schema_file",

@@ -7,7 +7,7 @@ from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
 from cluster.db.rows import Row, snapshot_from
-from cluster.db.who import STILL_PROVEN, proof_of
+from cluster.db.who import STILL_PROVEN, key_gone, proof_of
 from cluster.errors import NotFound, Refused
 from cluster.model import (
     Actor,
@@ -151,17 +151,21 @@ class Repositories(Connections):
             )
 
     def snapshot(self, name: str, actor: Actor | None = None) -> Snapshot:
-        """The repository, its replicas and the grants of `actor`, in one round trip. NotFound."""
+        """The repository, its replicas and the grants and rules that concern `actor`, in one round trip.
+
+        NotFound, after the same work as where there is one; to an actor whose proof has ended, Refused: whether there
+        is one is not theirs to know any more.
+        """
         rows = self._read(
-            _SNAPSHOT_WITH_GRANTS + " where p.name = %(name)s order by d.name",
+            _SNAPSHOT_WITH_GRANTS + " order by d.name",
             {
                 "name": name,
                 "user": actor.name if actor and actor.kind is ActorKind.USER else None,
                 **proof_of(actor),
             },
         )
-        if not rows:
-            raise no_repository(name)
+        if rows[0]["p_id"] is None:
+            raise no_repository(name) if rows[0]["actor_known"] else key_gone()
         return snapshot_from(rows)
 
     def snapshot_of(self, repository_id: int) -> Snapshot:
@@ -192,10 +196,10 @@ _SNAPSHOT_COLUMNS: LiteralString = """
     r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at,
     r.distrust::text, r.verified_at, r.damage, r.marker_version, r.marker_checksum"""
 
-_SNAPSHOT_TABLES: LiteralString = """
-      from repository p left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
+_REPLICAS: LiteralString = """
+      left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
 
-_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + _SNAPSHOT_TABLES
+_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
 _CONCERNS: LiteralString = """
     (g.actor_id is null or g.actor_id = (select id from actor where name = %(user)s))
@@ -216,6 +220,7 @@ _RULES: LiteralString = (
 )
 
 # Those that name the repository come by an index on the name; of those with a wildcard there are few to each user.
+# One row comes even where there is no such repository: with whether the actor is still proven.
 _SNAPSHOT_WITH_GRANTS: LiteralString = (
     "select "
     + _SNAPSHOT_COLUMNS
@@ -238,7 +243,8 @@ _SNAPSHOT_WITH_GRANTS: LiteralString = (
     + ") found) as rules,"
     + STILL_PROVEN
     + " as actor_known"
-    + _SNAPSHOT_TABLES
+    + """ from (select) one left join repository p on p.name = %(name)s"""
+    + _REPLICAS
 )
 
 
