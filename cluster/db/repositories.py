@@ -201,49 +201,58 @@ _REPLICAS: LiteralString = """
 
 _SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
-_CONCERNS: LiteralString = """
-    (g.actor_id is null or g.actor_id = (select id from actor where name = %(user)s))
-    and (g.group_id is null or g.group_id in (
-         select m.group_id from group_member m join actor a on a.id = m.actor_id where a.name = %(user)s))"""
-"""Whether grant or rule `g` is to this user: by name, by a group, or to everyone."""
+_ME: LiteralString = "(select id from actor where name = %(user)s)"
+_MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"
 
-_TO: LiteralString = """
-    coalesce((select name from actor where id = g.actor_id),
-             (select '@' || name from actor_group where id = g.group_id))"""
-"""To whom, as in Grant.actor."""
 
-_GRANTS: LiteralString = (
-    "select " + _TO + " as actor, g.pattern, g.level::text as level from access_grant g where "
-)
-_RULES: LiteralString = (
-    "select " + _TO + " as actor, g.pattern, g.ref_pattern, g.may::text[] as may from ref_rule g where "
-)
+def _concerning(table: LiteralString, columns: LiteralString) -> LiteralString:
+    """Grants or rules that concern the user and may mean the repository, as a JSON list of [to whom, …columns].
 
-# Those that name the repository come by an index on the name; of those with a wildcard there are few to each user.
+    Each branch names actor, group and, where it is no wildcard, pattern exactly, so that each is a look-up in an index
+    (of <table>_once, <table>_wildcard) however many others there are. With one `or` for all of them PostgreSQL may read
+    every grant on a repository, or every wildcard. tests/bench_scale.py measures it.
+    """
+    lists: LiteralString = ""
+    for which in ("g.pattern = %(name)s", "g.wildcard"):
+        lists += (
+            (" union all " if lists else "")
+            + "select json_build_array(null, "
+            + columns
+            + ") as found from "
+            + table
+            + " g where g.actor_id is null and g.group_id is null and "
+            + which
+            + " union all select json_build_array(%(user)s::text, "
+            + columns
+            + ") from "
+            + table
+            + " g where g.actor_id = "
+            + _ME
+            + " and g.group_id is null and "
+            + which
+            + " union all select json_build_array((select '@' || name from actor_group where id = g.group_id), "
+            + columns
+            + ") from "
+            + table
+            + " g where g.actor_id is null and g.group_id = any("
+            + _MY_GROUPS
+            + ") and "
+            + which
+        )
+    return "(select json_agg(found) from (" + lists + ") each)"
+
+
 # One row comes even where there is no such repository: with whether the actor is still proven.
 _SNAPSHOT_WITH_GRANTS: LiteralString = (
     "select "
     + _SNAPSHOT_COLUMNS
-    + ", (select json_agg(json_build_array(actor, pattern, level)) from ("
-    + _GRANTS
-    + "not g.wildcard and g.pattern = %(name)s and"
-    + _CONCERNS
-    + " union all "
-    + _GRANTS
-    + "g.wildcard and"
-    + _CONCERNS
-    + ") found) as grants, (select json_agg(json_build_array(actor, pattern, ref_pattern, may)) from ("
-    + _RULES
-    + "not g.wildcard and g.pattern = %(name)s and"
-    + _CONCERNS
-    + " union all "
-    + _RULES
-    + "g.wildcard and"
-    + _CONCERNS
-    + ") found) as rules,"
+    + ", "
+    + _concerning("access_grant", "g.pattern, g.level")
+    + " as grants, "
+    + _concerning("ref_rule", "g.pattern, g.ref_pattern, g.may::text[]")
+    + " as rules,"
     + STILL_PROVEN
-    + " as actor_known"
-    + """ from (select) one left join repository p on p.name = %(name)s"""
+    + " as actor_known from (select) one left join repository p on p.name = %(name)s"
     + _REPLICAS
 )
 
