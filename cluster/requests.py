@@ -51,7 +51,7 @@ class Requests:
                 which = "none of its principals is an enabled user" if not users else "it names several users"
                 raise Refused(f"{which}: {whom}")
         except Refused as error:
-            _log.warning("%s: a certificate proves nobody: %s", address, error.what)
+            _log.info("%s: a certificate proves nobody: %s", address, error.what)
             return None
         return users[0]
 
@@ -87,6 +87,8 @@ class Requests:
         raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
 
     def greeting(self, actor: Actor) -> str:
+        if not self._node.db.proves(actor):
+            raise key_gone()
         return (
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
             "It gives no shell; use it with git clone, fetch and push."

@@ -233,6 +233,7 @@ def test_a_key_that_is_removed_is_out_at_once(devices: Cluster, filled: str) -> 
             assert GONE in connection.ask(f"git-upload-pack '{filled}'", b"0000").err
             # and learns nothing any more of what there is
             assert GONE in connection.ask("git-upload-pack 'team/none'", b"0000").err
+            assert GONE in connection.ask(None).err
     finally:
         ssh(devices, path, *shared, "-O", "exit", "git@127.0.0.1")
     assert "Permission denied" in ssh(devices, path, *ask).err
