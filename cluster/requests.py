@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from cluster import admin, certificates, failing, logs, session, stage
@@ -87,8 +88,9 @@ class Requests:
         raise Refused(f"a {kind}'s key may not do that", hint="git clone, fetch and push are what it is for")
 
     def greeting(self, actor: Actor) -> str:
-        if not self._node.db.proves(actor):
-            raise key_gone()
+        with suppress(DatabaseUnavailable):  # then it is as far as anybody gets
+            if not self._node.db.proves(actor):
+                raise key_gone()
         return (
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
             "It gives no shell; use it with git clone, fetch and push."

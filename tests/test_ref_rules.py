@@ -210,3 +210,25 @@ def test_an_operator_is_not_bound(app: Project) -> None:
     rule(app, "repo", "import", f"{app.name}-copy", str(app.work))
     assert app.cluster.version(f"{app.name}-copy") == 1
     unmoved(app, app.push("a", ":main"), "rule on refs/* of *: everyone may nothing")
+
+
+def test_a_repository_of_sha_256_and_a_shallow_clone(devices: Cluster) -> None:
+    devices.create("team/sha256", object_format="sha256")
+    work, url = devices.directory / "sha256", devices.url("a", "team/sha256")
+    devices.ok("init", "--quiet", "-b", "main", "--object-format=sha256", str(work))
+    for message in ("one", "two"):
+        devices.commit(work, message)
+    devices.ok("push", "--quiet", url, "main", cwd=work)
+    assert devices.admin("protect", "team/sha256", "*").code == 0
+    shallow = devices.directory / "shallow"
+    devices.ok("clone", "--quiet", "--depth=1", url, str(shallow))
+    devices.commit(shallow, "from a shallow clone")
+    devices.ok("push", "--quiet", url, "main", cwd=shallow)
+    done = devices.git("push", "--force", url, "main~1:main", cwd=work)
+    assert "you may not force-push it" in done.err
+    devices.commit(work, "another")
+    done = devices.git("push", "--force", url, "main", cwd=work)
+    assert "you may not force-push it" in done.err
+    devices.ok("pull", "--quiet", "--rebase", url, "main", cwd=work)
+    devices.ok("push", "--quiet", url, "main", cwd=work)
+    assert devices.version("team/sha256") == 3
