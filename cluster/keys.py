@@ -12,10 +12,12 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 from cluster.errors import UsageError
+from cluster.names import shown
 
 MIN_RSA_BITS = 3072
 """NIST SP 800-57 part 1: 112 bits of security (RSA 2048) are not for use beyond 2030."""
@@ -30,6 +32,13 @@ TYPES = (
 
 MAX_BYTES = 64 * 1024
 """More than any public key; whoever names a disk image by mistake does not wait for it to be read."""
+
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_TIME = re.compile(
+    rf"{_DAY.pattern}[Tt ][0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}(\.[0-9]+)?([Zz]|[+-][0-9]{{2}}:[0-9]{{2}})"
+)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 _MAKE = "Make one with `ssh-keygen -t ed25519` and give its .pub file."
 _ONE_LINE = "A public key is one line, `<type> <base64> [comment]`, as ssh-keygen writes it to a .pub file."
@@ -102,6 +111,31 @@ def _parse_line(line: str) -> PublicKey:
 def fingerprint(blob: bytes) -> str:
     """SHA256:… of a key's bytes, base64 without padding: what OpenSSH shows, and what the database is keyed by."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def expiry(text: str, now: datetime) -> datetime:
+    """When a key ends, as people write it: a day (as it begins, UTC), an RFC 3339 time, or how long from `now`.
+
+    UsageError for anything else, and for what is not after `now`.
+    """
+    hint = (
+        "Give a day (2027-01-31), a time with its zone (2027-01-31T18:00:00Z) or a duration (12h, 90d, 52w)."
+    )
+    bad = UsageError(f"{shown(text)} is not a time at which a key can end", hint=hint)
+    try:
+        if found := _DURATION.fullmatch(text):
+            at = now + timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+        elif _DAY.fullmatch(text):
+            at = datetime.fromisoformat(text).replace(tzinfo=UTC)
+        elif _TIME.fullmatch(text):
+            at = datetime.fromisoformat(text.upper()).astimezone(UTC)
+        else:
+            raise bad
+    except (ValueError, OverflowError) as error:
+        raise bad from error
+    if at <= now:
+        raise UsageError(f"{shown(text)} is in the past", hint=hint)
+    return at
 
 
 def _bad_type(kind: str, line: str) -> UsageError:

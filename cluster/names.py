@@ -34,9 +34,10 @@ _NAME_HINT = (
 )
 _PATTERN_HINT = "A pattern is a repository name in which '*' may stand for any text, such as team/* or app-*."
 
-# The same expressions as the checks of device.name and actor.name in schema.sql.
+# The same expressions as the checks of device.name, actor.name and actor_group.name in schema.sql.
 _DEVICE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@+-]{0,62}[A-Za-z0-9])?")
+_GROUP = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 
 
 def shown(text: str, limit: int = 60) -> str:
@@ -165,6 +166,22 @@ def user_name(text: str) -> str:
             hint="A user name is 1 to 64 letters, digits and ._@+-, a letter or digit first and last.",
         )
     return text
+
+
+def group_name(text: str) -> str:
+    """The name of a group, without the "@" with which people may write it."""
+    name = text.removeprefix("@")
+    if not _GROUP.fullmatch(name):
+        raise UsageError(
+            f"{shown(text)} is not a group name",
+            hint="A group name is 1 to 64 letters, digits and ._+-, a letter or digit first and last.",
+        )
+    return name
+
+
+def actor_name(text: str) -> str:
+    """To whom a grant or rule is: a user's name, "@" and a group's, or "everyone"."""
+    return f"@{group_name(text)}" if text.startswith("@") else user_name(text)
 
 
 def ref_name(text: str) -> str:

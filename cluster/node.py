@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.background import Background
+from cluster.certificates import TrustedCAs
 from cluster.config import LimitsSection, ProxySection, UpkeepSection, WritesSection
 from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
@@ -22,6 +23,7 @@ class Node:
     """One device at work. Made once by the daemon (or by a command that does the daemon's work itself).
 
     memory: of what the database said last, where reads are served while it is away.
+    trusted: whose certificates prove users.
     cluster: the name that people know the cluster by.
     advertised: what Git says first of a copy, while it stays as it is (cluster/upload.py).
     """
@@ -37,6 +39,7 @@ class Node:
     upkeep: UpkeepSection = field(default_factory=UpkeepSection)
     proxy: ProxySection = field(default_factory=ProxySection)
     limits: LimitsSection = field(default_factory=LimitsSection)
+    trusted: TrustedCAs = field(default_factory=TrustedCAs)
     cluster: str = "cluster"
     advertised: dict[tuple[Path, bool], tuple[object, bytes]] = field(default_factory=dict)
     background: Background = field(default_factory=Background)

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 
-from cluster import embedded
+from cluster import certificates, embedded
 from cluster.config import Config
 from cluster.db import Database
 from cluster.errors import ConfigError, NotFound, Refused
@@ -46,6 +46,7 @@ def open_node(config: Config, environ: Mapping[str, str]) -> Node:
             "there is no git on the PATH of this device", hint="install Git, or set PATH for the daemon"
         )
     key = load_key(config.device.key, "the key of this device")
+    trusted = certificates.load(config.login.trusted_ca)
     url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
     db = Database(url, application_name=f"git-cluster {config.device.name}").open()
     try:
@@ -77,5 +78,6 @@ def open_node(config: Config, environ: Mapping[str, str]) -> Node:
         upkeep=config.upkeep,
         proxy=config.proxy,
         limits=config.limits,
+        trusted=trusted,
         cluster=config.cluster.name,
     )

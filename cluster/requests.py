@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 
-from cluster import admin, commands, failing, logs, ping, session, stage
+from cluster import admin, certificates, commands, failing, logs, ping, session, stage
 from cluster.client import Client
+from cluster.db import key_gone
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
 from cluster.model import Actor, ActorKind, Request
@@ -21,6 +24,7 @@ from cluster.names import (
     StageCommand,
     UnstageCommand,
     UserCommand,
+    shown,
 )
 from cluster.node import Node
 
@@ -43,6 +47,29 @@ class Requests:
             if self._node.memory is None:
                 raise
             return self._node.memory.authenticate(fingerprint)
+
+    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
+        """The one user whom a certificate names. None, and a line in the log: it proves nobody."""
+        node = self._node
+        try:
+            if not node.trusted:
+                raise Refused("there is no [login] trusted_ca")
+            found = certificates.prove(node.trusted, key_type, certificate, address, datetime.now(UTC))
+            try:
+                users = node.db.certified(found.principals, found.fingerprint, found.until)
+            except DatabaseUnavailable:
+                if node.memory is None:
+                    raise
+                _log.info("%s: a certificate was not looked up: the database is away", address)
+                return None  # another key of theirs may be remembered
+            if len(users) != 1:
+                whom = ", ".join(map(shown, found.principals[:5]))
+                which = "none of its principals is an enabled user" if not users else "it names several users"
+                raise Refused(f"{which}: {whom}")
+        except Refused as error:
+            _log.info("%s: a certificate proves nobody: %s", address, error.what)
+            return None
+        return users[0]
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
@@ -81,7 +108,7 @@ class Requests:
         node, kind = self._node, actor.kind
         # A connection outlives its key: Git's requests are checked in session.authorize, the others here.
         if not isinstance(command, ServiceCommand) and not node.db.proves(actor):
-            raise Refused("this key is not registered here any more", hint="ask an administrator")
+            raise key_gone()
         match command:
             case ServiceCommand():
                 via = "import" if kind is ActorKind.OPERATOR else "ssh"
@@ -115,6 +142,9 @@ class Requests:
         )
 
     def greeting(self, actor: Actor) -> str:
+        with suppress(DatabaseUnavailable):  # then it is as far as anybody gets
+            if not self._node.db.proves(actor):
+                raise key_gone()
         return (
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
             "It gives no shell; use it with git clone, fetch and push. `ssh git@host help` lists what else it does."

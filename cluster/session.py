@@ -9,14 +9,15 @@ from uuid import uuid4
 
 from cluster import access
 from cluster.client import Client
-from cluster.db import no_repository
+from cluster.db import key_gone, no_repository
 from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
 from cluster.model import ActorKind, DeviceMode, Level, Request, Snapshot
 from cluster.node import Node
+from cluster.protection import forbidden
 from cluster.proxy import pass_on
-from cluster.receive import Receiving
+from cluster.receive import Hopeless, Receiving
 from cluster.router import Way, way_of
 from cluster.stage import staged
 from cluster.upload import Settle, upload
@@ -68,6 +69,9 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
             with git_push.explaining():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
+                # The upload may have taken long: who may do what is asked anew.
+                if refused := forbidden(node, request, authorize(node, request, snapshot), proposal, client):
+                    raise Hopeless(refused)
                 refuse_frozen(node, repository.id, git_push.say, lambda: client.gone)
                 push_id = uuid4()
                 with (
@@ -96,12 +100,16 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
     return code
 
 
-def authorize(node: Node, request: Request) -> Snapshot:
-    """May this actor do that? The repository as it is now. Refused, or NotFound: to a stranger the same words."""
+def authorize(node: Node, request: Request, begun: Snapshot | None = None) -> Snapshot:
+    """May this actor do that? The repository as it is now, with what concerns the actor. Refused, or NotFound: to a
+    stranger the same words, whether there is none or it is closed to them.
+
+    begun: what the request began with, where it is asked again.
+    """
     snapshot = node.db.snapshot(request.repository, request.actor)
     actor, name = request.actor, request.repository
     if not snapshot.actor_known:
-        raise Refused("this key is not registered here any more", hint="ask an administrator")
+        raise key_gone()
     if actor.kind is ActorKind.DEVICE and request.service.writes:
         raise Refused("a device key may not push", hint="push with a user's key")
     decision = access.decide(snapshot.grants, actor, name)
@@ -112,6 +120,8 @@ def authorize(node: Node, request: Request) -> Snapshot:
             f"you may read {name} but not push to it",
             hint=f"an administrator can: git-cluster grant write {actor.name} {name}",
         )
+    if begun is not None and begun.repository.id != snapshot.repository.id:
+        raise Refused(f"{name} is another repository than when this push began", hint="push again")
     return snapshot
 
 

@@ -32,6 +32,7 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     OPEN_SUCCEEDED,
 )
 
+from cluster.certificates import is_certificate
 from cluster.config import LimitsSection
 from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
 from cluster.errors import ClusterError, ConfigError, Refused
@@ -272,10 +273,14 @@ class _Connection(Refusals):
         if isinstance(key, UnusableKey):
             self._proven = None
             return self._refuse()
-        blob = key.asbytes()
+        # Of a certificate, paramiko keeps the whole aside; that is what the client signs for.
+        certificate = key.public_blob
+        kind, blob = (
+            (certificate.key_type, certificate.key_blob) if certificate else (key.get_name(), key.asbytes())
+        )
         fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
         if fingerprint not in self._found:
-            self._found[fingerprint] = self._look_up(key, blob, fingerprint)
+            self._found[fingerprint] = self._look_up(kind, blob, fingerprint)
         self._proven = self._found[fingerprint]
         return self._refuse() if self._proven is None else int(AUTH_SUCCESSFUL)
 
@@ -286,10 +291,13 @@ class _Connection(Refusals):
         self._leaving.wait(delay)
         return int(AUTH_FAILED)
 
-    def _look_up(self, key: Any, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
+    def _look_up(self, kind: str, blob: bytes, fingerprint: str) -> Actor | ClusterError | None:
         encoded = base64.b64encode(blob).decode()
         try:
-            found = self.server.handlers.authenticate(key.get_name(), encoded, fingerprint)
+            if is_certificate(kind):
+                found = self.server.handlers.certified(kind, encoded, self.address)
+            else:
+                found = self.server.handlers.authenticate(kind, encoded, fingerprint)
         except Refused as error:
             self._wire.tell_stranger(f"cluster: {error.what}")
             return None

@@ -58,6 +58,9 @@ class FakeHandlers:
             return Actor(ActorKind.USER, "ada", fingerprint)
         return None
 
+    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
+        return None
+
     def greeting(self, actor: Actor) -> str:
         return f"Hello {actor.name}, there is no shell here."
 

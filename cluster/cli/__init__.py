@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from cluster import __version__
-from cluster.cli import access, demo, device, doctor, place, repo, sshd, status, upkeep
+from cluster.cli import access, demo, device, doctor, groups, place, repo, rules, sshd, status, upkeep
 from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
@@ -39,9 +39,12 @@ for _command in (
     upkeep.serve,
     device.device,
     access.user,
+    groups.group_,
     access.key,
     access.grant,
     access.revoke,
+    rules.rule,
+    rules.protect,
     access.access,
     repo.repo,
     place.placement,

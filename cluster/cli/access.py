@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster import names
+from cluster import names, ref_rules
 from cluster.cli import show
 from cluster.cli.app import REPOSITORY, App, command, group, json_option, pass_app
 from cluster.errors import NotFound, UsageError
 from cluster.model import Actor, ActorKind, Level
+
+if TYPE_CHECKING:
+    from cluster.db import Database, UserKey
 
 EVERYONE = "everyone"
 RESERVED = (EVERYONE, "operator")
@@ -27,6 +32,7 @@ def _new_user_name(text: str) -> str:
 
 
 USER = names.user_name
+ACTOR = names.actor_name
 PATTERN = names.pattern
 
 
@@ -55,13 +61,45 @@ def user_list(app: App, as_json: bool) -> None:
     with app.database() as db:
         users = db.users()
     if as_json:
-        show.as_json([{**row, "created_at": timestamp(row["created_at"])} for row in users])
+        rows = [
+            {
+                **row,
+                "created_at": timestamp(row["created_at"]),
+                "disabled": row["disabled_at"] is not None,
+                "disabled_at": timestamp(row["disabled_at"]),
+            }
+            for row in users
+        ]
+        show.as_json(rows)
         return
     show.table(
-        ["user", "keys", "added"],
-        [[row["name"], row["keys"], row["created_at"]] for row in users],
+        ["user", "state", "keys", "added"],
+        [
+            [row["name"], "disabled" if row["disabled_at"] else "enabled", row["keys"], row["created_at"]]
+            for row in users
+        ],
         "no users yet; add one with `git-cluster user add`",
     )
+
+
+@user.command("disable")
+@click.argument("name", type=USER)
+@pass_app
+def user_disable(app: App, name: str) -> None:
+    """Let nothing prove this person: no key, no certificate, at once, also on connections that are open."""
+    with app.database() as db:
+        db.disable_user(name)
+    click.echo(f"user {name} is disabled: no key and no certificate proves them; keys and grants stay")
+
+
+@user.command("enable")
+@click.argument("name", type=USER)
+@pass_app
+def user_enable(app: App, name: str) -> None:
+    """End what `disable` did."""
+    with app.database() as db:
+        db.enable_user(name)
+    click.echo(f"user {name} is enabled")
 
 
 @user.command("remove")
@@ -82,15 +120,20 @@ def key() -> None:
 @key.command("add")
 @click.argument("user", type=USER)
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--expires", metavar="WHEN",
+              help="When it ends: 2027-01-31 (as that day begins, UTC), 2027-01-31T18:00:00Z, or in 90d.")  # fmt: skip
 @pass_app
-def key_add(app: App, user: str, file: Path) -> None:
+def key_add(app: App, user: str, file: Path, expires: str | None) -> None:
     """Register the OpenSSH public key in FILE (`-`: standard input) as one of USER's."""
     from cluster import keys
 
+    until = None if expires is None else keys.expiry(expires, datetime.now(UTC))
     found = keys.read(sys.stdin.buffer if str(file) == "-" else file)
     with app.database() as db:
-        db.add_key(user, found.fingerprint, found.line, found.comment)
-    click.echo(f"key {found.fingerprint} added for {user}")
+        db.add_key(user, found.fingerprint, found.line, found.comment, until)
+    click.echo(
+        f"key {found.fingerprint} added for {user}" + (f", until {show.moment(until)}" if until else "")
+    )
 
 
 @key.command("list")
@@ -111,16 +154,27 @@ def key_list(app: App, user: str | None, as_json: bool) -> None:
                 "public_key": key.public_key,
                 "comment": key.comment,
                 "created_at": timestamp(key.created_at),
+                "expires_at": timestamp(key.expires_at),
             }
             for key in found
         ]
         show.as_json(rows)
         return
     show.table(
-        ["user", "fingerprint", "type", "added", "comment"],
-        [[k.user, k.fingerprint, k.public_key.partition(" ")[0], k.created_at, k.comment] for k in found],
+        ["user", "fingerprint", "type", "added", "expires", "comment"],
+        [
+            [k.user, k.fingerprint, k.public_key.partition(" ")[0], k.created_at, _expires(k), k.comment]
+            for k in found
+        ],
         f"no keys{f' of {user}' if user else ''} yet; add one with `git-cluster key add`",
     )
+
+
+def _expires(key: UserKey) -> str:
+    if key.expires_at is None:
+        return "never"
+    ended = key.expires_at <= datetime.now(UTC)
+    return show.moment(key.expires_at) + (" (ended)" if ended else "")
 
 
 @key.command("remove")
@@ -140,7 +194,7 @@ def key_remove(app: App, fingerprint: str) -> None:
 
 @group("grant")
 def grant() -> None:
-    """Who may do what. ACTOR is a user, or `everyone` with a key here.
+    """Who may do what. ACTOR is a user, a @group, or `everyone` with a key here.
 
     PATTERN is a repository's name, or one with `*` in it: team/* is everything below team/, `*` everything.
     """
@@ -148,7 +202,7 @@ def grant() -> None:
 
 def _add_grant(level: Level, does: str) -> None:
     @grant.command(level.value, help=f"Let ACTOR {does} the repositories that PATTERN means.")
-    @click.argument("actor", type=USER)
+    @click.argument("actor", type=ACTOR)
     @click.argument("pattern", type=PATTERN)
     @pass_app
     def add(app: App, actor: str, pattern: str) -> None:
@@ -163,15 +217,20 @@ _add_grant(Level.ADMIN, "administer")
 
 
 @grant.command("list")
-@click.argument("actor", type=USER, required=False)
+@click.argument("actor", type=ACTOR, required=False)
 @json_option
 @pass_app
 def grant_list(app: App, actor: str | None, as_json: bool) -> None:
-    """All grants, or those that concern one user."""
+    """All grants, or those that concern one user; those to one @group."""
     with app.database() as db:
-        if actor and actor != EVERYONE:
-            _must_exist(actor, {row["name"] for row in db.users()})
-        grants = db.grants(actor)
+        if actor and actor.startswith("@"):
+            if actor[1:] not in {row["name"] for row in db.groups()}:
+                raise NotFound(f"there is no group {actor}", hint="`git-cluster group list` shows them")
+            grants = [grant for grant in db.grants() if grant.actor == actor]
+        else:
+            if actor and actor != EVERYONE:
+                _user(db, actor)
+            grants = db.grants(actor)
     if as_json:
         rows = [{"actor": g.actor or EVERYONE, "level": g.level.value, "pattern": g.pattern} for g in grants]
         show.as_json(rows)
@@ -184,7 +243,7 @@ def grant_list(app: App, actor: str | None, as_json: bool) -> None:
 
 
 @command("revoke")
-@click.argument("actor", type=USER)
+@click.argument("actor", type=ACTOR)
 @click.argument("pattern", type=PATTERN)
 @pass_app
 def revoke(app: App, actor: str, pattern: str) -> None:
@@ -197,27 +256,34 @@ def revoke(app: App, actor: str, pattern: str) -> None:
 @command("access")
 @click.argument("actor", type=USER)
 @click.argument("repository", metavar="REPO", type=REPOSITORY)
+@click.argument("ref", required=False, type=ref_rules.full_ref)
 @json_option
 @pass_app
-def access(app: App, actor: str, repository: str, as_json: bool) -> None:
-    """What ACTOR may do to REPO, and which grant says so. REPO need not exist yet."""
+def access(app: App, actor: str, repository: str, ref: str | None, as_json: bool) -> None:
+    """What ACTOR, a user or `everyone`, may do to REPO, and which grant says so; with REF (main, refs/tags/v1), what a
+    push of theirs may do to that, and which rule says so. REPO need not exist yet.
+    """
     from cluster.access import decide
 
     with app.database() as db:
-        if actor == EVERYONE:
-            grants = [grant for grant in db.grants() if grant.actor is None]
-        else:
-            _must_exist(actor, {row["name"] for row in db.users()})
-            grants = db.grants(actor)
+        row = None if actor == EVERYONE else _user(db, actor)
+        name = None if actor == EVERYONE else actor
+        grants = [grant for grant in db.grants(name) if name or grant.actor is None]
+        rules = [rule for rule in db.rules(name) if name or rule.actor is None]
         exists = True
         try:
             db.snapshot(repository)
         except NotFound:
             exists = False
-        has_key = actor == EVERYONE or bool(db.keys(actor))
-    decision = decide(grants, Actor(ActorKind.USER, actor, ""), repository)
+    who = Actor(ActorKind.USER, actor, "")
+    decision = decide(grants, who, repository)
+    on_ref = ref_rules.decide(rules, who, repository, ref) if ref else None
+    may = ref_rules.listed(on_ref.may if on_ref and decision.allows(Level.WRITE) else ())
     notes = [] if exists else [f"there is no repository {repository} yet"]
-    notes += [] if has_key else [f"{actor} has no key yet: `git-cluster key add {actor} FILE`"]
+    if row and row["disabled_at"]:
+        notes.append(f"{actor} is disabled, and so may nothing now: `git-cluster user enable {actor}`")
+    if row and not row["keys"]:
+        notes.append(f"{actor} has no key yet: `git-cluster key add {actor} FILE`")
     if as_json:
         show.as_json(
             {
@@ -227,13 +293,29 @@ def access(app: App, actor: str, repository: str, as_json: bool) -> None:
                 "level": decision.level.value if decision.level else None,
                 "because": decision.because,
                 "pattern": decision.grant.pattern if decision.grant else None,
+                "disabled": bool(row and row["disabled_at"]),
+                "ref": ref,
+                "may": may if ref else None,
+                "rule": (on_ref.because or None) if on_ref else None,
             }
         )
         return
-    for line in (decision.because, *notes):
+    lines = [decision.because]
+    if on_ref:
+        lines.append(_on_ref(actor, str(ref), decision.allows(Level.WRITE), may, on_ref.because))
+    for line in (*lines, *notes):
         click.echo(line)
 
 
-def _must_exist(user: str, users: set[str]) -> None:
-    if user not in users:
-        raise NotFound(f"there is no user {user}", hint="`git-cluster user list` shows them")
+def _on_ref(actor: str, ref: str, writes: bool, may: list[str], rules: str) -> str:
+    if not writes:
+        return f"on {ref}, {actor} may do nothing: that takes a grant of write"
+    return f"on {ref}, {actor} may {', '.join(may) or 'do nothing'}: {rules or 'no rule is about it'}"
+
+
+def _user(db: Database, name: str) -> dict[str, Any]:
+    """A row of `users`. NotFound."""
+    for row in db.users():
+        if row["name"] == name:
+            return row
+    raise NotFound(f"there is no user {name}", hint="`git-cluster user list` shows them")

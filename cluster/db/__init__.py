@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
+from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
 from cluster.db.own import Listed, Own, OwnKey, Standing
@@ -21,11 +22,13 @@ from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
-from cluster.db.who import UserKey, Who
+from cluster.db.who import UserKey, Who, key_gone
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
-class Database(Who, Own, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall, Condition):
+class Database(
+    Who, Own, Groups, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall, Condition
+):
     """The cluster's PostgreSQL."""
 
 
@@ -42,6 +45,7 @@ __all__ = [
     "Server",
     "Standing",
     "UserKey",
+    "key_gone",
     "lock_label",
     "no_repository",
     "schema_file",

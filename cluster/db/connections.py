@@ -154,6 +154,16 @@ class Connections:
             cursor = link.execute(query, params)
             return cursor.fetchall() if cursor.description else []
 
+    def _taken(self, statement: LiteralString, params: Mapping[str, Any]) -> bool:
+        """Run a statement that takes something from somebody, and have the devices hear of it at once: those that
+        serve reads while the database is away decide by what they heard last. Whether there was anything to take."""
+        return bool(
+            self._write(
+                "with taken as (" + statement + ") select pg_notify(%(channel)s, '') from taken",
+                {**params, "channel": CHANNEL},
+            )
+        )
+
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         with translated(), self._pool.connection() as link, link.transaction():

@@ -8,7 +8,7 @@ from typing import LiteralString
 from cluster.db.connections import CHANNEL, Connections, notify, unique
 from cluster.db.placing import lock_placement, place_on
 from cluster.db.rows import Row, snapshot_from
-from cluster.db.who import STILL_PROVEN, proof_of
+from cluster.db.who import STILL_PROVEN, key_gone, proof_of
 from cluster.errors import NotFound
 from cluster.model import (
     Actor,
@@ -129,17 +129,21 @@ class Repositories(Connections):
         )
 
     def snapshot(self, name: str, actor: Actor | None = None) -> Snapshot:
-        """The repository, its replicas and the grants of `actor`, in one round trip. NotFound."""
+        """The repository, its replicas and the grants and rules that concern `actor`, in one round trip.
+
+        NotFound, after the same work as where there is one; to an actor whose proof has ended, Refused: whether there
+        is one is not theirs to know any more.
+        """
         rows = self._read(
-            _SNAPSHOT_WITH_GRANTS + " where p.name = %(name)s order by d.name",
+            _SNAPSHOT_WITH_GRANTS + " order by d.name",
             {
                 "name": name,
                 "user": actor.name if actor and actor.kind is ActorKind.USER else None,
                 **proof_of(actor),
             },
         )
-        if not rows:
-            raise no_repository(name)
+        if rows[0]["p_id"] is None:
+            raise no_repository(name) if rows[0]["actor_known"] else key_gone()
         return snapshot_from(rows)
 
     def snapshot_of(self, repository_id: int) -> Snapshot:
@@ -189,53 +193,64 @@ _SNAPSHOT_COLUMNS: LiteralString = """
     r.intent_address, r.intent_at, r.intent_refs, r.synced_at, r.attempts, r.last_error, r.next_try_at,
     r.distrust::text, r.verified_at, r.damage, r.marker_version, r.marker_checksum"""
 
-_SNAPSHOT_TABLES: LiteralString = """
-      from repository p left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
+_REPLICAS: LiteralString = """
+      left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
 
-_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + _SNAPSHOT_TABLES
+_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
-_CONCERNS: LiteralString = """
-    (g.actor_id is null or g.actor_id = (select id from actor where name = %(user)s))
-    and (g.group_id is null or g.group_id in (
-         select m.group_id from group_member m join actor a on a.id = m.actor_id where a.name = %(user)s))"""
-"""Whether grant or rule `g` is to this user: by name, by a group, or to everyone."""
+_ME: LiteralString = "(select id from actor where name = %(user)s)"
+_MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"
 
-_TO: LiteralString = """
-    coalesce((select name from actor where id = g.actor_id),
-             (select '@' || name from actor_group where id = g.group_id))"""
-"""To whom, as in Grant.actor."""
 
-_GRANTS: LiteralString = (
-    "select " + _TO + " as actor, g.pattern, g.level::text as level from access_grant g where "
-)
-_RULES: LiteralString = (
-    "select " + _TO + " as actor, g.pattern, g.ref_pattern, g.may::text[] as may from ref_rule g where "
-)
+def _concerning(table: LiteralString, columns: LiteralString) -> LiteralString:
+    """Grants or rules that concern the user and may mean the repository, as a JSON list of [to whom, …columns].
 
-# Those that name the repository come by an index on the name; of those with a wildcard there are few to each user.
+    Each branch names actor, group and, where it is no wildcard, pattern exactly, so that each is a look-up in an index
+    (of <table>_once, <table>_wildcard) however many others there are. With one `or` for all of them PostgreSQL may read
+    every grant on a repository, or every wildcard. tests/bench_scale.py measures it.
+    """
+    lists: LiteralString = ""
+    for which in ("g.pattern = %(name)s", "g.wildcard"):
+        lists += (
+            (" union all " if lists else "")
+            + "select json_build_array(null, "
+            + columns
+            + ") as found from "
+            + table
+            + " g where g.actor_id is null and g.group_id is null and "
+            + which
+            + " union all select json_build_array(%(user)s::text, "
+            + columns
+            + ") from "
+            + table
+            + " g where g.actor_id = "
+            + _ME
+            + " and g.group_id is null and "
+            + which
+            + " union all select json_build_array((select '@' || name from actor_group where id = g.group_id), "
+            + columns
+            + ") from "
+            + table
+            + " g where g.actor_id is null and g.group_id = any("
+            + _MY_GROUPS
+            + ") and "
+            + which
+        )
+    return "(select json_agg(found) from (" + lists + ") each)"
+
+
+# One row comes even where there is no such repository: with whether the actor is still proven.
 _SNAPSHOT_WITH_GRANTS: LiteralString = (
     "select "
     + _SNAPSHOT_COLUMNS
-    + ", (select json_agg(json_build_array(actor, pattern, level)) from ("
-    + _GRANTS
-    + "not g.wildcard and g.pattern = %(name)s and"
-    + _CONCERNS
-    + " union all "
-    + _GRANTS
-    + "g.wildcard and"
-    + _CONCERNS
-    + ") found) as grants, (select json_agg(json_build_array(actor, pattern, ref_pattern, may)) from ("
-    + _RULES
-    + "not g.wildcard and g.pattern = %(name)s and"
-    + _CONCERNS
-    + " union all "
-    + _RULES
-    + "g.wildcard and"
-    + _CONCERNS
-    + ") found) as rules,"
+    + ", "
+    + _concerning("access_grant", "g.pattern, g.level")
+    + " as grants, "
+    + _concerning("ref_rule", "g.pattern, g.ref_pattern, g.may::text[]")
+    + " as rules,"
     + STILL_PROVEN
-    + " as actor_known"
-    + _SNAPSHOT_TABLES
+    + " as actor_known from (select) one left join repository p on p.name = %(name)s"
+    + _REPLICAS
 )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
-from cluster.db.connections import CHANNEL, Connections, unique
+from cluster.db.connections import Connections, unique
 from cluster.db.rows import Row
-from cluster.errors import DatabaseUnavailable, NotFound
+from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.model import (
     Actor,
     ActorKind,
@@ -21,13 +21,14 @@ from cluster.model import (
 
 @dataclass(frozen=True, slots=True)
 class UserKey:
-    """A registered public key of a user."""
+    """A registered public key of a user. expires_at: from when on it proves nobody; None: never."""
 
     user: str
     fingerprint: str
     public_key: str
     comment: str
     created_at: datetime
+    expires_at: datetime | None
 
 
 KEY_COUNTS: LiteralString = """
@@ -93,46 +94,63 @@ class Who(Connections):
         )
         return [Actor(ActorKind.USER, row["name"], fingerprint, until) for row in rows]
 
-    def _taken(self, statement: LiteralString, params: Mapping[str, str | None]) -> bool:
-        """Run a statement that takes something from somebody, and have the devices hear of it at once: those that
-        serve reads while the database is away decide by what they heard last. Whether there was anything to take."""
-        return bool(
-            self._write(
-                "with taken as (" + statement + ") select pg_notify(%(channel)s, '') from taken",
-                {**params, "channel": CHANNEL},
-            )
-        )
-
     def add_user(self, name: str) -> None:
         with unique(f"there is a user {name} already", "list them with `git-cluster user list`"):
             self._write("insert into actor (name) values (%(name)s)", {"name": name})
 
     def users(self) -> list[Row]:
-        """name, created_at and number of keys of each user."""
+        """name, created_at, disabled_at and number of keys of each user."""
         return self._read(
-            """select a.name, a.created_at, count(k.fingerprint) as keys
+            """select a.name, a.created_at, a.disabled_at, count(k.fingerprint) as keys
                  from actor a left join key k on k.actor_id = a.id group by a.id order by a.name"""
         )
+
+    def disable_user(self, name: str) -> None:
+        """From now on, until it is enabled, nothing proves this user. One that is disabled already stays so."""
+        if not self._taken(
+            "update actor set disabled_at = coalesce(disabled_at, now()) where name = %(name)s returning 1",
+            {"name": name},
+        ):
+            raise no_user(name)
+
+    def enable_user(self, name: str) -> None:
+        if not self._write(
+            "update actor set disabled_at = null where name = %(name)s returning 1", {"name": name}
+        ):
+            raise no_user(name)
 
     def remove_user(self, name: str) -> None:
         if not self._taken("delete from actor where name = %(name)s returning 1", {"name": name}):
             raise no_user(name)
 
-    def add_key(self, user: str, fingerprint: str, public_key: str, comment: str) -> None:
+    def add_key(
+        self,
+        user: str,
+        fingerprint: str,
+        public_key: str,
+        comment: str,
+        expires_at: datetime | None = None,
+    ) -> None:
         with unique("this key is registered already", "a key belongs to one user or one device only"):
             if not self._write(
-                """insert into key (fingerprint, public_key, comment, actor_id)
-                   select %(fingerprint)s, %(public_key)s, %(comment)s, id from actor where name = %(user)s
-                   returning 1""",
-                {"fingerprint": fingerprint, "public_key": public_key, "comment": comment, "user": user},
+                """insert into key (fingerprint, public_key, comment, expires_at, actor_id)
+                   select %(fingerprint)s, %(public_key)s, %(comment)s, %(expires_at)s, id
+                     from actor where name = %(user)s returning 1""",
+                {
+                    "fingerprint": fingerprint,
+                    "public_key": public_key,
+                    "comment": comment,
+                    "expires_at": expires_at,
+                    "user": user,
+                },
             ):
                 raise no_user(user)
 
     def keys(self, user: str | None = None) -> list[UserKey]:
         return [
-            UserKey(row["name"], row["fingerprint"], row["public_key"], row["comment"], row["created_at"])
+            UserKey(**row)
             for row in self._read(
-                """select a.name, k.fingerprint, k.public_key, k.comment, k.created_at
+                """select a.name as user, k.fingerprint, k.public_key, k.comment, k.created_at, k.expires_at
                      from key k join actor a on a.id = k.actor_id
                     where %(user)s::text is null or a.name = %(user)s order by a.name, k.created_at""",
                 {"user": user},
@@ -223,6 +241,11 @@ def nobody(to: str | None) -> NotFound:
     if to is not None and to.startswith("@"):
         return NotFound(f"there is no group {to}", hint="`git-cluster group list` shows them")
     return no_user(to or "")
+
+
+def key_gone() -> Refused:
+    """The one sentence for somebody whose proof has ended since they logged in."""
+    return Refused("this key is not registered here any more", hint="ask an administrator")
 
 
 def no_user(name: str) -> NotFound:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,43 @@ def test_a_point_in_a_form_that_nobody_reads() -> None:
     blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
     with pytest.raises(UsageError, match="damaged"):
         keys.parse(f"{kind.decode()} {base64.b64encode(blob).decode()}")
+
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("2027-01-31", datetime(2027, 1, 31, tzinfo=UTC)),
+        ("2027-01-31T18:00:00Z", datetime(2027, 1, 31, 18, tzinfo=UTC)),
+        ("2027-01-31t18:00:00.5+02:00", datetime(2027, 1, 31, 16, 0, 0, 500000, tzinfo=UTC)),
+        ("2027-01-31 18:00:00-01:00", datetime(2027, 1, 31, 19, tzinfo=UTC)),
+        ("90d", NOW + timedelta(days=90)),
+        ("12h", NOW + timedelta(hours=12)),
+        ("30m", NOW + timedelta(minutes=30)),
+        ("45s", NOW + timedelta(seconds=45)),
+        ("52w", NOW + timedelta(weeks=52)),
+    ],
+)
+def test_when_a_key_ends(text: str, at: datetime) -> None:
+    assert keys.expiry(text, NOW) == at
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("2026-06-01", "in the past"),
+        ("2026-06-01T12:00:00Z", "in the past"),
+        ("0d", "in the past"),
+        *((text, "not a time") for text in (
+            "", "90", "d", "-1d", "1.5d", "90 d", "1y", "20270131", "2027-W05-1", "2027-02-30", "2027-01-31T18:00:00",
+            "2027-01-31T25:00:00Z", "2027-01-31T18:00Z", "tomorrow", "never", "999999999w", "٢d", "2027-01-31\n",
+            "9999-12-31T23:59:59-23:59", "\x1b[2J",
+        )),
+    ],
+)  # fmt: skip
+def test_when_no_key_can_end(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        keys.expiry(text, NOW)
+    assert says in caught.value.what and caught.value.what.isprintable() and caught.value.hint

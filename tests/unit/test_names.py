@@ -555,3 +555,37 @@ def test_a_shell_reads_what_quote_wrote(word: str) -> None:
     assert (
         subprocess.run(["sh", "-c", script.encode()], capture_output=True, check=True).stdout == word.encode()
     )
+
+
+# Groups, and to whom a grant is
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("devs", "devs"), ("@devs", "devs"), ("a", "a"), ("Dev.team_1+x-y", "Dev.team_1+x-y")]
+)
+def test_group_name(text: str, name: str) -> None:
+    assert names.group_name(text) == name
+    assert names.actor_name(f"@{name}") == f"@{name}"
+
+
+@pytest.mark.parametrize("text", ["", "@", "@@a", "a@b", "-a", "a-", "a b", "a\n", "ä", "x" * 65, "a/b", "*"])
+def test_what_is_no_group_name(text: str) -> None:
+    for reader in (names.group_name, lambda text: names.actor_name(f"@{text.removeprefix('@')}")):
+        with pytest.raises(UsageError) as caught:
+            reader(text)
+        assert one_printable_line(caught.value)
+
+
+def test_actor_name() -> None:
+    assert names.actor_name("everyone") == "everyone"
+    assert names.actor_name("ann@example.org") == "ann@example.org"
+    with pytest.raises(UsageError):
+        names.actor_name("a b")
+
+
+def test_the_database_takes_the_same_names() -> None:
+    from cluster.db import schema_file
+
+    schema = schema_file().read_text()
+    for expression in (names._DEVICE, names._USER, names._GROUP):
+        assert f"check (name ~ '^{expression.pattern}$')" in schema
