@@ -11,22 +11,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from datetime import MAXYEAR, UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import cluster
-from cluster import access, keys, names, user_commands
+from cluster import access, keys, ref_rules, user_commands
 from cluster.access import Decision
 from cluster.client import Client, Input
+from cluster.creating import create
 from cluster.db import Database, no_repository
 from cluster.errors import ClientGone, NotFound, Refused, UsageError
 from cluster.logs import fields
-from cluster.model import HEAD, Actor, ActorKind, DeviceMode, Level, RefRule
+from cluster.model import Actor, ActorKind, DeviceMode, Level
 from cluster.names import UserCommand
 from cluster.node import Node
 from cluster.plain import cell, moment, plain_table
 from cluster.status import timestamp
-from cluster.versions import checksum_of
 from cluster.visible import Visible, visible
 
 EVERYONE = "everyone"
@@ -218,7 +218,9 @@ def _access(node: Node, actor: Actor, client: Client, asked: user_commands.Acces
         snapshot = node.db.snapshot(name, Actor(ActorKind.USER, whom, ""))
         decision = access.decide(snapshot.grants, Actor(ActorKind.USER, whom, ""), name)
     notes = _notes_on(node.db, whom) if whom != actor.name else []
-    rules = rules_on(snapshot.rules, name, asked.ref) if asked.ref else []
+    whose = Actor(ActorKind.USER, whom, "")
+    on_ref = ref_rules.decide(snapshot.rules, whose, name, asked.ref) if asked.ref else None
+    writes = decision.allows(Level.WRITE)
     if asked.json:
         document: dict[str, Any] = {
             "actor": whom,
@@ -228,12 +230,14 @@ def _access(node: Node, actor: Actor, client: Client, asked: user_commands.Acces
             "pattern": decision.grant.pattern if decision.grant else None,
         }
         if asked.ref:
-            document |= {"ref": asked.ref, "rules": [_rule(rule) for rule in rules]}
+            assert on_ref
+            may = ref_rules.listed(on_ref.may) if writes else []
+            document |= {"ref": asked.ref, "may": may, "rule": on_ref.because or None}
         _answer(client, document | {"notes": notes})
         return
     lines = [decision.because, *notes]
-    if asked.ref:
-        lines += [_rule_line(rule) for rule in rules] or [f"no rule is about {asked.ref}: the grant decides"]
+    if asked.ref and on_ref:
+        lines.append(on_ref.explained(whom, asked.ref, writes=writes))
     _print(client, "\n".join(lines))
 
 
@@ -245,29 +249,6 @@ def _notes_on(db: Database, user: str) -> list[str]:
     if standing is None:
         raise NotFound(f"there is no user {user}", hint="check the name")
     return [f"{user} is disabled: no key proves them"] if standing.disabled else []
-
-
-def rules_on(rules: Sequence[RefRule], repository: str, ref: str) -> list[RefRule]:
-    """TO BE CONNECTED with the decision about rules on refs: those whose patterns mean `repository` and `ref`."""
-    return [
-        rule
-        for rule in rules
-        if names.matches(rule.pattern, repository) and names.matches(rule.ref_pattern, ref)
-    ]
-
-
-def _rule(rule: RefRule) -> dict[str, Any]:
-    return {
-        "actor": rule.actor or EVERYONE,
-        "pattern": rule.pattern,
-        "ref_pattern": rule.ref_pattern,
-        "may": sorted(rule.may),
-    }
-
-
-def _rule_line(rule: RefRule) -> str:
-    may = ", ".join(sorted(rule.may)) or "nothing"
-    return f"rule on {rule.ref_pattern} of {rule.pattern}: {rule.actor or EVERYONE} may {may}"
 
 
 # Their keys
@@ -308,8 +289,8 @@ def _key_list(node: Node, actor: Actor, client: Client, *, as_json: bool) -> Non
 
 
 def _key_add(node: Node, actor: Actor, client: Client, asked: user_commands.KeyAdd) -> None:
+    expires = keys.expiry(asked.expires, datetime.now(UTC)) if asked.expires else None
     key = keys.parse(_standard_input(client))
-    expires = _expiry(asked.expires, datetime.now(UTC))
     # It may have taken long to come, so what proves the user is looked at again with the insertion.
     until = node.db.add_own_key(actor, key.fingerprint, key.line, key.comment, expires)
     _log.info("key added", extra=fields(actor=actor.name, fingerprint=key.fingerprint, by=actor.fingerprint))
@@ -332,17 +313,6 @@ def _standard_input(client: Client) -> str:
             hint="Give a .pub file: ssh git@host key add <laptop.pub",
         )
     return data.decode("utf-8", "replace")
-
-
-def _expiry(expires: datetime | timedelta | None, now: datetime) -> datetime | None:
-    at = now + expires if isinstance(expires, timedelta) else expires
-    if at is not None and at.year >= MAXYEAR:  # in another time zone it may have five digits
-        raise UsageError(
-            f"the year {at.year} is too far away", hint="Leave --expires out for a key without an end."
-        )
-    if at is not None and at <= now:
-        raise UsageError(f"{moment(at)} is over", hint="--expires takes a time to come.")
-    return at
 
 
 def _key_remove(node: Node, actor: Actor, client: Client, asked: user_commands.KeyRemove) -> None:
@@ -374,11 +344,11 @@ def _create(node: Node, actor: Actor, client: Client, asked: user_commands.Creat
         raise Refused(
             f"there is a repository {name} already", hint="`ssh git@host repos` lists those that you may read"
         )
-    create(node.db, name, head=asked.head, object_format=asked.object_format, actor=actor.name)
+    made = create(node.db, name, head=asked.head, object_format=asked.object_format, actor=actor.name)
     _log.info("repository created", extra=fields(repository=name, actor=actor.name))
-    snapshot = node.db.snapshot(name)
-    holders = [replica.device for replica in snapshot.replicas]
-    copies = snapshot.repository.min_copies
+    holders, copies = made.devices, made.min_copies
+    if made.note:
+        client.say(f"note: {made.note}")
     urls = [f"{device.ssh_url}/{name}" for device in holders]
     if asked.json:
         document = {
@@ -399,30 +369,3 @@ def _create(node: Node, actor: Actor, client: Client, asked: user_commands.Creat
 
 def _may_create(db: Database, actor: Actor, name: str) -> Decision:
     return access.decide(db.grants_to(actor.name), actor, name)
-
-
-def create(
-    db: Database,
-    name: str,
-    *,
-    devices: Sequence[str] = (),
-    copies: int | None = None,
-    min_copies: int | None = None,
-    head: str,
-    object_format: str,
-    actor: str,
-) -> None:
-    """TO BE REPLACED by cluster/creating.py: a new, empty repository on every enabled device."""
-    chosen = list(devices) or [device.name for device in db.devices() if device.mode is DeviceMode.ENABLED]
-    if not chosen:
-        raise Refused("no device could hold it: none is enabled", hint="ask an administrator")
-    target = f"ref: {head}"
-    db.create_repository(
-        name,
-        checksum=checksum_of({HEAD: target}),
-        head=target,
-        object_format=object_format,
-        min_copies=min_copies or min(2, len(chosen)),
-        devices=chosen[:copies],
-        actor=actor,
-    )

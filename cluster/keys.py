@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -133,6 +133,8 @@ def expiry(text: str, now: datetime) -> datetime:
             raise bad
     except (ValueError, OverflowError) as error:
         raise bad from error
+    if at.year >= MAXYEAR:  # in another time zone it may have five digits
+        raise UsageError(f"the year {at.year} is too far away", hint="A key without an end needs none.")
     if at <= now:
         raise UsageError(f"{shown(text)} is in the past", hint=hint)
     return at

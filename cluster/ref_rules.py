@@ -46,6 +46,13 @@ class RefDecision:
         """The rules in words; "" where there is none."""
         return "; ".join(map(described, self.rules))
 
+    def explained(self, actor: str, ref: str, *, writes: bool) -> str:
+        """For a person: what `actor`, whom a grant lets write or not, may do to `ref`, and why."""
+        if not writes:
+            return f"on {ref}, {actor} may do nothing: that takes a grant of write"
+        may = ", ".join(listed(self.may)) or "do nothing"
+        return f"on {ref}, {actor} may {may}: {self.because or 'no rule is about it'}"
+
     def refusal(self, action: RefAction | None) -> str:
         """Why `action` is not allowed; None: a move, of which neither kind is."""
         return f"{self.because}; you may not {_DOES[action] if action else 'move it'}"

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
-from cluster import names
+from cluster import names, ref_rules
 from cluster.errors import UsageError
 from cluster.names import UserCommand, shown
 
@@ -60,9 +59,9 @@ class KeyList:
 
 @dataclass(frozen=True, slots=True)
 class KeyAdd:
-    """expires: when, or how long from now on; None: never."""
+    """expires: as keys.expiry takes it; None: never."""
 
-    expires: datetime | timedelta | None
+    expires: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +154,7 @@ FORMS: Mapping[str, Form] = {
 """In the order of `help`."""
 
 _HINT = "`ssh git@host help` lists the commands."
-_WHEN = "It is a day (2027-01-31), a time (2027-01-31T18:00, in UTC) or a while from now on (12h, 30d, 8w)."
 _FINGERPRINT = re.compile(r"(SHA256:[A-Za-z0-9+/]{43})=?")
-_WHILE = re.compile(r"([0-9]{1,5})([hdw])")
-_DAY_OR_TIME = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
-)
-_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 def parse(command: UserCommand) -> Asked:
@@ -181,13 +174,13 @@ def parse(command: UserCommand) -> Asked:
         case "repos":
             return Repos(names.pattern(given[0]) if given else None, json)
         case "access":
-            ref = full_ref(given[1]) if len(given) > 1 else None
+            ref = ref_rules.full_ref(given[1]) if len(given) > 1 else None
             user = names.user_name(options["--user"]) if "--user" in options else None
             return Access(names.repository_name(given[0]), ref, user, json)
         case "key list":
             return KeyList(json)
         case "key add":
-            return KeyAdd(when(options["--expires"]) if "--expires" in options else None)
+            return KeyAdd(options.get("--expires"))
         case "key remove":
             return KeyRemove(fingerprint(given[0]))
     head = names.ref_name(options.get("--default-branch", "main"))
@@ -257,14 +250,6 @@ def _split(name: str, form: Form, words: Sequence[str]) -> tuple[list[str], dict
 # The words of their own
 
 
-def full_ref(text: str) -> str:
-    """A ref by its full name, or a branch by its short one. UsageError."""
-    if not text.startswith("refs/"):
-        return names.ref_name(text)
-    names.ref_name(text.removeprefix("refs/"))  # the same rules hold for what follows
-    return text
-
-
 def fingerprint(text: str) -> str:
     """A key's fingerprint as the database has it, without padding. UsageError."""
     found = _FINGERPRINT.fullmatch(text)
@@ -274,19 +259,6 @@ def fingerprint(text: str) -> str:
             hint="It begins with SHA256:; `ssh git@host key list` and `ssh-keygen -lf FILE` show it.",
         )
     return found[1]
-
-
-def when(text: str) -> datetime | timedelta:
-    """A time in UTC, or a while. UsageError."""
-    if found := _WHILE.fullmatch(text):
-        return int(found[1]) * _UNITS[found[2]]
-    if _DAY_OR_TIME.fullmatch(text):
-        try:
-            at = datetime.fromisoformat(text)
-            return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass  # the 31st of February, or a moment before the year 1
-    raise UsageError(f"{shown(text)} is not a time", hint=_WHEN)
 
 
 # Help

@@ -302,15 +302,9 @@ def access(app: App, actor: str, repository: str, ref: str | None, as_json: bool
         return
     lines = [decision.because]
     if on_ref:
-        lines.append(_on_ref(actor, str(ref), decision.allows(Level.WRITE), may, on_ref.because))
+        lines.append(on_ref.explained(actor, str(ref), writes=decision.allows(Level.WRITE)))
     for line in (*lines, *notes):
         click.echo(line)
-
-
-def _on_ref(actor: str, ref: str, writes: bool, may: list[str], rules: str) -> str:
-    if not writes:
-        return f"on {ref}, {actor} may do nothing: that takes a grant of write"
-    return f"on {ref}, {actor} may {', '.join(may) or 'do nothing'}: {rules or 'no rule is about it'}"
 
 
 def _user(db: Database, name: str) -> dict[str, Any]:

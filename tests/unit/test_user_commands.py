@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,13 +72,13 @@ def asked(line: str) -> Asked:
         ("key list", KeyList(json=False)),
         ("key list --json", KeyList(json=True)),
         ("key add", KeyAdd(None)),
-        ("key add --expires 30d", KeyAdd(timedelta(days=30))),
-        ("key add --expires=8w", KeyAdd(timedelta(weeks=8))),
-        ("key add --expires 12h", KeyAdd(timedelta(hours=12))),
-        ("key add --expires 2027-01-31", KeyAdd(datetime(2027, 1, 31, tzinfo=UTC))),
-        ("key add --expires 2027-01-31T18:00", KeyAdd(datetime(2027, 1, 31, 18, tzinfo=UTC))),
-        ("key add --expires 2027-01-31T18:00:30Z", KeyAdd(datetime(2027, 1, 31, 18, 0, 30, tzinfo=UTC))),
-        ("key add --expires 2027-01-31T18:00+02:00", KeyAdd(datetime(2027, 1, 31, 16, tzinfo=UTC))),
+        ("key add --expires 30d", KeyAdd("30d")),
+        ("key add --expires=8w", KeyAdd("8w")),
+        ("key add --expires 12h", KeyAdd("12h")),
+        ("key add --expires 2027-01-31", KeyAdd("2027-01-31")),
+        ("key add --expires 2027-01-31T18:00", KeyAdd("2027-01-31T18:00")),
+        ("key add --expires 2027-01-31T18:00:30Z", KeyAdd("2027-01-31T18:00:30Z")),
+        ("key add --expires 2027-01-31T18:00+02:00", KeyAdd("2027-01-31T18:00+02:00")),
         (f"key remove {PRINT}", KeyRemove(PRINT)),
         (f"key remove {PRINT}=", KeyRemove(PRINT)),
         ("create team/new", Create("team/new", "refs/heads/main", "sha1", json=False)),
@@ -128,24 +126,15 @@ def test_what_the_words_mean(line: str, means: Asked) -> None:
         ("access team/app --user ''", "not a user name"),
         ("access team/app --user 'a b'", "not a user name"),
         ("access team/app --user a --user b", "stands twice"),
-        ("access team/app 'a b'", "not a branch name"),
-        ("access team/app refs/", "not a branch name"),
-        ("access team/app refs/heads/a..b", "not a branch name"),
-        ("access team/app refs/heads/\udcff", "not a branch name"),
+        ("access team/app 'a b'", "not the name of a ref"),
+        ("access team/app refs/", "not the name of a ref"),
+        ("access team/app refs/heads/a..b", "not the name of a ref"),
+        ("access team/app refs/heads/\udcff", "not the name of a ref"),
         ("key", "key needs one of list, add, remove"),
         ("key lost", "key needs one of list, add, remove, not 'lost'"),
         ("key --json", "key needs one of list, add, remove, not '--json'"),
         ("key add laptop.pub", "too many arguments: it is key add [--expires WHEN] <FILE"),
         ("key add --expires", "needs a value: WHEN"),
-        ("key add --expires soon", "'soon' is not a time"),
-        ("key add --expires 30", "not a time"),
-        ("key add --expires -1d", "not a time"),
-        ("key add --expires 999999d", "not a time"),
-        ("key add --expires 2027-02-31", "not a time"),
-        ("key add --expires 0001-01-01T00:00+14:00", "not a time"),
-        ("key add --expires 2027-01-31T18:00+99:00", "not a time"),
-        ("key add --expires '2027-01-31 18:00'", "not a time"),
-        ("key add --expires \u0662d", "not a time"),
         ("key remove", "too few"),
         ("key remove laptop", "not a fingerprint"),
         ("key remove SHA256:", "not a fingerprint"),
