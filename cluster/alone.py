@@ -39,7 +39,7 @@ def keys(config: Config, environ: Mapping[str, str], hook: str, key_type: str, k
         node = open_node(config, environ)
     except ClusterError as error:
         _log.error("%s (%s)", error.what, error.hint)
-        return openssh.let_in(hook, f"unknown {fingerprint}", key_type, key_base64)
+        return openssh.let_in(hook, f"unknown {fingerprint}", f"{key_type} {key_base64}")
     return openssh.authorize(Requests(node), hook, key_type, key_base64)
 
 

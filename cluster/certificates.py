@@ -108,10 +108,13 @@ def load(path: Path | None) -> TrustedCAs:
     return TrustedCAs(found)
 
 
-def prove(trusted: TrustedCAs, key_type: str, blob_base64: str, address: str, now: datetime) -> Certified:
+def prove(
+    trusted: TrustedCAs, key_type: str, blob_base64: str, address: str | None, now: datetime
+) -> Certified:
     """What a certificate says, where it may be believed; that its holder has the key is for the caller to check.
 
-    key_type, blob_base64: as in a -cert.pub file. address: the client's. Refused, with a reason for the log: whoever
+    key_type, blob_base64: as in a -cert.pub file. address: the client's; None: the caller
+    checks that. Refused, with a reason for the log: whoever
     offers a certificate is a stranger and is told nothing.
 
         refused where                                      because
@@ -159,6 +162,11 @@ def prove(trusted: TrustedCAs, key_type: str, blob_base64: str, address: str, no
     return Certified(principals, fingerprint, until, ca)
 
 
+def signer(key_type: str, blob_base64: str) -> str:
+    """The public key, type and base64, that signed a certificate. Refused."""
+    return _signer(_read(key_type, blob_base64))
+
+
 def _read(key_type: str, blob_base64: str) -> SSHCertificate:
     if key_type not in TYPES or len(blob_base64) > MAX_BLOB:
         raise Refused("it is of a type or size that is not taken")
@@ -195,11 +203,11 @@ def _signature_type(key_type: str, blob_base64: str) -> str:
     return blob[at + 8 : at + 8 + length].decode("ascii", "replace")
 
 
-def _check_options(options: Mapping[bytes, bytes], address: str) -> None:
+def _check_options(options: Mapping[bytes, bytes], address: str | None) -> None:
     for name, value in options.items():
         if name != b"source-address":
             raise Refused(f"it has the critical option {shown(name.decode('utf-8', 'replace'))}")
-        if not _is_from(value.decode("ascii", "replace"), address):
+        if address is not None and not _is_from(value.decode("ascii", "replace"), address):
             raise Refused("it is for other addresses than the client's")
 
 

@@ -32,8 +32,9 @@ class Handlers(Protocol):
         cannot be told.
         """
 
-    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
-        """The same of a certificate, in base64, which a client at `address` ("": unknown) offers."""
+    def certified(self, key_type: str, certificate: str, address: str | None) -> Actor | None:
+        """The same of a certificate, in base64, which a client at `address` offers. None: whoever carries the client
+        holds the address against it."""
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Do it; the exit code. A ClusterError is told to the client, with its exit code."""

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.certificates import is_certificate, signer
 from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
 from cluster.errors import ClusterError, Refused, UsageError
 from cluster.fd_client import FdClient
@@ -63,8 +64,12 @@ def authorize(handlers: Handlers, hook: str, key_type: str, key_base64: str) -> 
     for a fault in their keys. UsageError: it is no key.
     """
     shown = fingerprint_of(key_base64)
+    certificate = is_certificate(key_type)
     try:
-        actor = handlers.authenticate(key_type, key_base64, shown)
+        if certificate:
+            actor = handlers.certified(key_type, key_base64, None)
+        else:
+            actor = handlers.authenticate(key_type, key_base64, shown)
     except Refused as error:
         _log.info("key %s is refused: %s", shown, error.what)
         return ""
@@ -73,16 +78,21 @@ def authorize(handlers: Handlers, hook: str, key_type: str, key_base64: str) -> 
         who = f"unknown {shown}"
     else:
         if actor is None:
-            _log.info("key %s is nobody's", shown)
+            if not certificate:  # why one proves nobody has been said
+                _log.info("key %s is nobody's", shown)
             return ""
         who = _words(actor)
-    return let_in(hook, who, key_type, key_base64)
+        if certificate:  # sshd holds it against the authority's key, its time, its addresses and this name
+            options = f'cert-authority,principals="{actor.name}"'
+            return let_in(hook, who, signer(key_type, key_base64), options)
+    return let_in(hook, who, f"{key_type} {key_base64}")
 
 
-def let_in(hook: str, who: str, key_type: str, key_base64: str) -> str:
+def let_in(hook: str, who: str, key: str, options: str = "") -> str:
     """The line for a key that may come in as `who`."""
+    extra = f"{options}," if options else ""
     command = f"{shlex.quote(hook)} serve {who}".replace("\\", "\\\\").replace('"', '\\"')
-    return f'restrict,command="{command}" {key_type} {key_base64}\n'
+    return f'restrict,{extra}command="{command}" {key}\n'
 
 
 def _words(actor: Actor) -> str:

@@ -48,7 +48,7 @@ class Requests:
                 raise
             return self._node.memory.authenticate(fingerprint)
 
-    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
+    def certified(self, key_type: str, certificate: str, address: str | None) -> Actor | None:
         """The one user whom a certificate names. None, and a line in the log: it proves nobody."""
         node = self._node
         try:
@@ -60,14 +60,14 @@ class Requests:
             except DatabaseUnavailable:
                 if node.memory is None:
                     raise
-                _log.info("%s: a certificate was not looked up: the database is away", address)
+                _log.info("%s: a certificate was not looked up: the database is away", address or "sshd")
                 return None  # another key of theirs may be remembered
             if len(users) != 1:
                 whom = ", ".join(map(shown, found.principals[:5]))
                 which = "none of its principals is an enabled user" if not users else "it names several users"
                 raise Refused(f"{which}: {whom}")
         except Refused as error:
-            _log.info("%s: a certificate proves nobody: %s", address, error.what)
+            _log.info("%s: a certificate proves nobody: %s", address or "sshd", error.what)
             return None
         return users[0]
 

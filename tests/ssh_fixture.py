@@ -58,7 +58,7 @@ class FakeHandlers:
             return Actor(ActorKind.USER, "ada", fingerprint)
         return None
 
-    def certified(self, key_type: str, certificate: str, address: str) -> Actor | None:
+    def certified(self, key_type: str, certificate: str, address: str | None) -> Actor | None:
         return None
 
     def greeting(self, actor: Actor) -> str:
