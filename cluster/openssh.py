@@ -8,8 +8,8 @@ The hooks (sshd_hooks/git-cluster-hook) reach the daemon by a Unix socket in a f
 whoever is connected is the hook, run by sshd as that user, and what it says of who asks was written by `authorize`
 below: that key was proven to sshd a moment ago. It is checked again in the database at every request, as always.
 
-A message: four bytes of length, then words with a NUL between them; three descriptors come with its first byte.
-"+" says that it was taken; then comes the text for sshd, or one byte, the exit code.
+A message: four bytes of length, then words with a NUL between them. "+" says that it was taken. Then comes the text for
+sshd; or the hook sends three descriptors with one byte, and gets one back: the exit code.
 
 Where no daemon runs, the hook is replaced by git-cluster itself, which does the same in its own process
 (cluster/alone.py).
@@ -225,12 +225,12 @@ class HookServer:
                 if _user_of(hook) not in (0, os.geteuid()):
                     return
                 hook.settimeout(PATIENCE)
-                words = _request(hook, fds)
+                words = _request(hook)
                 hook.sendall(b"+")
-                hook.settimeout(None)
                 if words[0] == b"keys" and len(words) == 4:
                     hook.sendall(self._keys(*(word.decode("ascii", "replace") for word in words[1:])))
-                elif words[0] == b"serve" and len(words) > 4 and len(fds) == 3:
+                elif words[0] == b"serve" and len(words) > 4 and _take(hook, fds):
+                    hook.settimeout(None)
                     hook.sendall(bytes([self._serve(hook, words[1:], fds, counted) & 0xFF]))
             except (OSError, ValueError) as error:
                 _log.debug("a hook went away: %s", error)
@@ -294,10 +294,16 @@ def _user_of(hook: socket.socket) -> int:
     return int(uid)
 
 
-def _request(hook: socket.socket, fds: list[int]) -> list[bytes]:
-    """The words of a message; what descriptors came are added to `fds`. ValueError, OSError: it is none."""
-    data, received, _, _ = socket.recv_fds(hook, 65536, 3, socket.MSG_CMSG_CLOEXEC)
+def _take(hook: socket.socket, fds: list[int]) -> bool:
+    """Whether three descriptors came; whatever came is added to `fds`. OSError."""
+    _, received, _, _ = socket.recv_fds(hook, 1, 3, socket.MSG_CMSG_CLOEXEC)
     fds += received
+    return len(fds) == 3
+
+
+def _request(hook: socket.socket) -> list[bytes]:
+    """The words of a message. ValueError, OSError: it is none."""
+    data = b""
     while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
         more = hook.recv(65536)
         if not more or len(data) > MOST_REQUEST:

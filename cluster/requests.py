@@ -91,7 +91,8 @@ class Requests:
             _log.error("%s: %s", address, error.__cause__ or error)
             raise disk.on(self._node.name) from error
         except ClusterError as error:
-            if not isinstance(command, ServiceCommand):  # Git's leave a line whatever becomes of them
+            passed_on = isinstance(command, ProxyCommand) and actor.kind is ActorKind.DEVICE
+            if not isinstance(command, ServiceCommand) and not passed_on:  # Git's leave a line in any case
                 _log.info(
                     "refused",
                     extra=logs.fields(

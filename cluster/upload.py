@@ -187,12 +187,13 @@ class _Upload:
         """Pass everything on, both ways, until Git has ended; its exit code."""
         errors = Thread(target=self._errors, args=(process,), daemon=True, name="upload-pack errors")
         assert process.stdin is not None
-        stdin = os.dup(process.stdin.fileno())  # that thread's own: it may outlive the process
-        process.stdin.close()
-        upload = Thread(target=self._listen, args=(process, stdin), daemon=True, name="upload-pack requests")
         with process:
             errors.start()
-            upload.start()
+            if not process.stdin.closed:  # there may be more to tell it
+                stdin = os.dup(process.stdin.fileno())  # that thread's own: it may outlive the process
+                process.stdin.close()
+                listen = (process, stdin)
+                Thread(target=self._listen, args=listen, daemon=True, name="upload-pack requests").start()
             assert process.stdout is not None
             try:
                 if begin:

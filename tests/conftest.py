@@ -46,12 +46,15 @@ def database_url(postgres: str) -> Iterator[str]:
 
 
 ENDPOINTS = ("built-in", "openssh", "openssh, no daemon on a")
-"""What may stand at the URL of a device. A file that says `ENDPOINTS = True` has all its tests run with each."""
+"""What may stand at the URL of a device. A file that says `ENDPOINTS = True` has all its tests run with each; one that
+names some, with those."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if getattr(metafunc.module, "ENDPOINTS", False) and "endpoint" in metafunc.fixturenames:
-        metafunc.parametrize("endpoint", ENDPOINTS, indirect=True, scope="module")
+    wanted = getattr(metafunc.module, "ENDPOINTS", None)
+    if wanted and "endpoint" in metafunc.fixturenames:
+        which = ENDPOINTS if wanted is True else wanted
+        metafunc.parametrize("endpoint", which, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,9 @@ class Endpoint:
         try:
             transport.start_client(timeout=PATIENCE)
             assert transport.get_remote_server_key().get_base64() in self.host_key
-            transport.auth_publickey("git", paramiko.PKey.from_path(key or self.user))
+            transport.auth_publickey(
+                self.cluster.devices[self.device].user, paramiko.PKey.from_path(key or self.user)
+            )
             yield Login(transport)
         finally:
             transport.close()

@@ -76,7 +76,9 @@ class OpenSSHCluster(Cluster):
         self._stop_sshd(name)
 
     def start_sshd(self, name: str) -> None:
-        self._start_sshd(self.devices[name])
+        device = self.devices[name]
+        self._start_sshd(device)
+        self.wait(lambda: _answers(device), "sshd answers")
 
     def close(self) -> None:
         for name in list(self._sshds):
@@ -137,6 +139,12 @@ class OpenSSHCluster(Cluster):
             assert device.process is not None and device.process.poll() is None, device.log.read_text()
             assert time.monotonic() < deadline, "the daemon does not listen to hooks"
             time.sleep(0.02)
+
+
+def _answers(device: LoopbackDevice) -> bool:
+    with suppress(OSError), socket.create_connection((device.host, device.port), timeout=1) as probe:
+        return probe.recv(4) == b"SSH-"
+    return False
 
 
 def _listens(folder: Path) -> bool:

@@ -131,12 +131,6 @@ def test_a_machine_that_is_no_device_cannot_serve(bare: Cluster) -> None:
     complains(run(bare.config, "serve"), "no [device] section")
 
 
-def test_a_device_without_an_endpoint_cannot_serve(bare: Cluster) -> None:
-    file = bare.devices["a"].config
-    file.write_text(re.sub(r"\[ssh\][^\[]*", "", file.read_text()))
-    complains(run(file, "serve"), "no [ssh] section")
-
-
 # ---------------------------------------------------------------------------------------------- the database
 
 

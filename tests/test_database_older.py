@@ -188,7 +188,7 @@ def test_a_sweep_finds_them_too(older: Older) -> None:
 def test_what_lost_nothing_is_as_it_was(older: Older) -> None:
     project = older.projects["same"]
     older.is_as_it_was("same")
-    assert status(older.cluster, project.name)["state"] == "healthy"
+    older.cluster.wait(lambda: status(older.cluster, project.name)["state"] == "healthy", "all are back")
     assert [r["disk_version"] for r in status(older.cluster, project.name)["replicas"]] == [None] * 3
     project.commit("more")
     project.pushed("b", "main")

@@ -114,7 +114,7 @@ def test_nobody_gets_more_than_git(behind: OpenSSHCluster) -> None:
     assert "root:" not in sftp.out
     forward = ssh(behind, "a", "", "-W", "127.0.0.1:1")
     assert forward.code != 0
-    assert "administratively prohibited" in forward.err
+    assert "forwarding failed" in forward.err
 
 
 def test_a_key_that_nobody_registered_gets_nowhere(behind: OpenSSHCluster, tmp_path: Path) -> None:
