@@ -481,7 +481,7 @@ def test_draining_moves_everything_while_pushes_go_on(make_cluster: Callable[...
         done.set()
         for thread in threads:
             thread.join(60)
-    assert "repositories moved" in moved.err
+    assert "repositories moved" in moved.text
     for name in names:
         assert holders(cluster, name) == "ac"
         cluster.converge(name)
