@@ -20,8 +20,9 @@ from cluster.gate import refuse_frozen_by_hand
 from cluster.heal import alive, describe, resolve, still
 from cluster.history import mark, other_history, tell
 from cluster.model import HEAD, EventKind, RefUpdate, Repository, Snapshot
-from cluster.names import OperatorCommand, ref_name, repository_name
+from cluster.names import ref_name, repository_name
 from cluster.node import Node
+from cluster.ssh_command import OperatorCommand
 from cluster.sync import Say, catch_up
 from cluster.verify import verify
 from cluster.versions import checksum_of, difference, updated

@@ -23,9 +23,9 @@ from cluster.db import Database, no_repository
 from cluster.errors import ClientGone, NotFound, Refused, UsageError
 from cluster.logs import fields
 from cluster.model import Actor, ActorKind, DeviceMode, Level
-from cluster.names import UserCommand
 from cluster.node import Node
 from cluster.plain import cell, moment, plain_table
+from cluster.ssh_command import UserCommand
 from cluster.status import timestamp
 from cluster.visible import Visible, visible
 

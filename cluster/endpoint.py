@@ -14,7 +14,7 @@ from typing import Protocol
 from cluster.client import Client
 from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, SchemaMismatch, UsageError
 from cluster.model import Actor
-from cluster.names import PROXY, UNABLE, Command, parse_command
+from cluster.ssh_command import PROXY, UNABLE, Command, parse_command
 
 _log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from cluster.db import Database
 from cluster.errors import ClusterError, PeerFailed
 from cluster.keyfiles import generate_key, write_keypair
 from cluster.model import Device
-from cluster.names import OperatorCommand
 from cluster.peer import Peers
+from cluster.ssh_command import OperatorCommand
 
 KEY_SECONDS = 3600
 """How long an operator's key is valid at most. The longest command is the push of an import."""

@@ -13,8 +13,8 @@ from cluster import __version__
 from cluster.client import Client
 from cluster.errors import PeerFailed
 from cluster.model import Device
-from cluster.names import PingCommand
 from cluster.peer import Peers
+from cluster.ssh_command import PingCommand
 
 LINE = 4096
 """Bytes of an answer, at the most."""

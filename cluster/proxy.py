@@ -25,9 +25,9 @@ from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, PeerFailed
 from cluster.logs import fields
 from cluster.model import Device, Request, Service
-from cluster.names import UNABLE, ProxyCommand
 from cluster.node import Node
 from cluster.remote import Remote
+from cluster.ssh_command import UNABLE, ProxyCommand
 from cluster.upload import whole_request
 
 PIECE = 1 << 20

@@ -14,7 +14,9 @@ from cluster.db import key_gone
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
 from cluster.model import Actor, ActorKind, Request
-from cluster.names import (
+from cluster.names import shown
+from cluster.node import Node
+from cluster.ssh_command import (
     UNABLE,
     Command,
     OperatorCommand,
@@ -24,9 +26,7 @@ from cluster.names import (
     StageCommand,
     UnstageCommand,
     UserCommand,
-    shown,
 )
-from cluster.node import Node
 
 _log = logging.getLogger(__name__)
 

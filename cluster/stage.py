@@ -30,11 +30,11 @@ from cluster.client import Client, Input
 from cluster.errors import ClusterError, PeerFailed, Refused, TooFewCopies
 from cluster.faults import Step
 from cluster.model import HEAD, Actor, Device, RefUpdate, Snapshot, WhenShort
-from cluster.names import StageCommand, UnstageCommand
 from cluster.node import Node
 from cluster.refs import staged_for
 from cluster.remote import Remote
 from cluster.report import packets, read_some
+from cluster.ssh_command import StageCommand, UnstageCommand
 from cluster.sync import Say, catch_up
 from cluster.versions import stage_peers
 

@@ -37,8 +37,8 @@ from cluster.errors import (
     ReplicaUnfit,
 )
 from cluster.model import HEAD, LogEntry, Position, RefUpdate, Replica, Service, Snapshot
-from cluster.names import ServiceCommand
 from cluster.node import Node
+from cluster.ssh_command import ServiceCommand
 from cluster.versions import difference, head_of, keepers, sources, updated
 
 Say = Callable[[str], None]

@@ -2,7 +2,7 @@
 
     ssh git@host access team/app --json   →   UserCommand("access", ("team/app", "--json"))   →   Access("team/app", …)
 
-cluster/names.py splits the line into words, as strictly as for Git's own requests; what is made of them is here, and
+cluster/ssh_command.py splits the line into words, as strictly as for Git's own requests; what is made of them is here, and
 what is done about it in cluster/commands.py. Whatever was sent, the answer is one of the values below or UsageError.
 """
 
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from cluster import names, ref_rules
 from cluster.errors import UsageError
-from cluster.names import UserCommand, shown
+from cluster.names import shown
+from cluster.ssh_command import UserCommand
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from cluster.client import Client
 from cluster.errors import ClientGone, DatabaseUnavailable, Frozen
 from cluster.keyfiles import write_keypair
 from cluster.model import Actor, ActorKind, Device, DeviceMode
-from cluster.names import Command, ServiceCommand
 from cluster.ssh import SshServer
+from cluster.ssh_command import Command, ServiceCommand
 
 BLOCK = bytes(range(256)) * 256
 BIG = 48 * 1024 * 1024

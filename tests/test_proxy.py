@@ -25,7 +25,7 @@ from cluster import keys
 from cluster.disk import FileLock
 from cluster.keyfiles import write_keypair
 from cluster.model import DeviceMode, Level, Service
-from cluster.names import UNABLE, ProxyCommand
+from cluster.ssh_command import UNABLE, ProxyCommand
 from tests.breaking import MakeCluster, acknowledged, hold, kill_group, polite, push, sql
 from tests.cluster_fixture import Cluster, Project, RawPush
 from tests.probes import Answer, device_key, git_processes, login, new_user, no_git_left, presentable

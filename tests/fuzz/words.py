@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from cluster import endpoint, keys, names
+from cluster import endpoint, keys, names, ssh_command
 from cluster.errors import UsageError
 from cluster.keyfiles import generate_key
 from tests.fuzz.core import Target, one_line
@@ -27,25 +27,25 @@ def _text(data: bytes) -> str:
 def command(data: bytes) -> None:
     """A command means one thing, and what it is written as again means the same."""
     try:
-        parsed = names.parse_command(_text(data))
+        parsed = ssh_command.parse_command(_text(data))
     except UsageError as error:
         return one_line(error, ascii_only=True)
     written = str(parsed)
     if isinstance(
-        parsed, names.UserCommand
+        parsed, ssh_command.UserCommand
     ):  # a name in it may be in any script; what each verb takes comes later
-        assert parsed.verb in names.USER_VERBS
-        if len(written) <= names.MAX_COMMAND:
-            assert names.parse_command(written) == parsed, (parsed, written)
+        assert parsed.verb in ssh_command.USER_VERBS
+        if len(written) <= ssh_command.MAX_COMMAND:
+            assert ssh_command.parse_command(written) == parsed, (parsed, written)
         return None
     assert written.isascii() and written.isprintable(), written
-    if isinstance(parsed, names.OperatorCommand):
+    if isinstance(parsed, ssh_command.OperatorCommand):
         json.dumps(parsed.arguments, allow_nan=False, ensure_ascii=False).encode()
-        if len(written) > names.MAX_COMMAND:  # it is quoted otherwise than it came
+        if len(written) > ssh_command.MAX_COMMAND:  # it is quoted otherwise than it came
             return None
-    elif not isinstance(parsed, names.PingCommand):
+    elif not isinstance(parsed, ssh_command.PingCommand):
         _is_name(parsed.repository)
-    assert names.parse_command(written) == parsed, (parsed, written)
+    assert ssh_command.parse_command(written) == parsed, (parsed, written)
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import names
+from cluster import names, ssh_command
 from cluster.errors import UsageError
 from cluster.model import Service
 
@@ -299,7 +299,7 @@ def git_takes(ref: str) -> bool:
     ],
 )
 def test_what_gits_clients_send(command: str, service: Service, repository: str) -> None:
-    assert names.parse_command(command) == names.ServiceCommand(service, repository)
+    assert ssh_command.parse_command(command) == ssh_command.ServiceCommand(service, repository)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_what_gits_clients_send(command: str, service: Service, repository: str)
 )
 def test_what_is_refused(command: str, why: str) -> None:
     with pytest.raises(UsageError) as caught:
-        names.parse_command(command)
+        ssh_command.parse_command(command)
     assert why in caught.value.what
     assert caught.value.hint
     assert one_printable_line(caught.value)
@@ -377,7 +377,7 @@ def test_what_is_refused(command: str, why: str) -> None:
 
 def test_a_refusal_says_what_is_allowed() -> None:
     with pytest.raises(UsageError) as caught:
-        names.parse_command("rm -rf /")
+        ssh_command.parse_command("rm -rf /")
     assert caught.value.lines() == [
         "git-cluster runs git-upload-pack, git-receive-pack and git-upload-archive only, not 'rm'",
         "Use git clone, git fetch or git push with this host; it gives no shell. See also: ssh git@host help",
@@ -387,15 +387,15 @@ def test_a_refusal_says_what_is_allowed() -> None:
 def check(command: str) -> None:
     """The contract: UsageError or a command whose parts are checked and which can be written again."""
     try:
-        parsed = names.parse_command(command)
+        parsed = ssh_command.parse_command(command)
     except UsageError as error:
         assert one_printable_line(error)
         return
-    if isinstance(parsed, names.UserCommand):
-        assert parsed.verb in names.USER_VERBS
-    elif not isinstance(parsed, names.OperatorCommand | names.PingCommand):
+    if isinstance(parsed, ssh_command.UserCommand):
+        assert parsed.verb in ssh_command.USER_VERBS
+    elif not isinstance(parsed, ssh_command.OperatorCommand | ssh_command.PingCommand):
         assert names.repository_name(parsed.repository) == parsed.repository
-    assert names.parse_command(str(parsed)) == parsed
+    assert ssh_command.parse_command(str(parsed)) == parsed
 
 
 @given(st.text(st.characters(codec=None)))
@@ -445,19 +445,19 @@ def test_any_pieces_of_commands(rest: str, program: str) -> None:
 
 @given(st.sampled_from(Service), NAMES)
 def test_a_service_command_round_trip(service: Service, repository: str) -> None:
-    command = names.ServiceCommand(service, repository)
+    command = ssh_command.ServiceCommand(service, repository)
     assert str(command) == f"{service.value} '{repository}'"
-    assert names.parse_command(str(command)) == command
+    assert ssh_command.parse_command(str(command)) == command
 
 
 @given(NAMES, st.uuids(), st.integers(0, names.MAX_VERSION))
 def test_a_device_command_round_trip(repository: str, push_id: UUID, version: int) -> None:
-    stage = names.StageCommand(repository, push_id, version)
+    stage = ssh_command.StageCommand(repository, push_id, version)
     assert str(stage) == f"git-cluster-stage '{repository}' {push_id} {version}"
-    assert names.parse_command(str(stage)) == stage
-    unstage = names.UnstageCommand(repository, push_id)
+    assert ssh_command.parse_command(str(stage)) == stage
+    unstage = ssh_command.UnstageCommand(repository, push_id)
     assert str(unstage) == f"git-cluster-unstage '{repository}' {push_id}"
-    assert names.parse_command(str(unstage)) == unstage
+    assert ssh_command.parse_command(str(unstage)) == unstage
 
 
 def far_from_the_ends(moment: datetime) -> bool:
@@ -466,8 +466,8 @@ def far_from_the_ends(moment: datetime) -> bool:
 
 def test_a_ping() -> None:
     for command in ("git-cluster-ping", " git-cluster-ping "):
-        assert names.parse_command(command) == names.PingCommand()
-    assert str(names.PingCommand()) == "git-cluster-ping"
+        assert ssh_command.parse_command(command) == ssh_command.PingCommand()
+    assert str(ssh_command.PingCommand()) == "git-cluster-ping"
 
 
 JSON = st.recursive(
@@ -485,8 +485,8 @@ JSON = st.recursive(
     st.from_regex(r"[a-z][a-z-]{0,20}", fullmatch=True), st.dictionaries(st.sampled_from(["x", "y'!"]), JSON)
 )
 def test_an_operators_command_round_trip(verb: str, arguments: dict[str, object]) -> None:
-    command = names.OperatorCommand(verb, arguments)
-    assert names.parse_command(str(command)) == command
+    command = ssh_command.OperatorCommand(verb, arguments)
+    assert ssh_command.parse_command(str(command)) == command
 
 
 @given(
@@ -509,12 +509,14 @@ def test_a_proxied_command_round_trip(
     protocol: str,
     address: str,
 ) -> None:
-    command = names.ProxyCommand(service, repository, user, fingerprint, until, protocol, "ssh", address)
-    assert names.parse_command(str(command)) == command
+    command = ssh_command.ProxyCommand(
+        service, repository, user, fingerprint, until, protocol, "ssh", address
+    )
+    assert ssh_command.parse_command(str(command)) == command
 
 
 def test_a_proxied_command_is_as_long_as_can_be_and_still_taken() -> None:
-    command = names.ProxyCommand(
+    command = ssh_command.ProxyCommand(
         Service.UPLOAD_ARCHIVE,
         "/".join(["a" * 99, "b" * 100]),
         user="u" * 64,
@@ -524,11 +526,15 @@ def test_a_proxied_command_is_as_long_as_can_be_and_still_taken() -> None:
         via="x" * 20,
         address="f" * 64,
     )
-    assert names.parse_command(str(command)) == command
+    assert ssh_command.parse_command(str(command)) == command
 
 
 PROXIED = json.loads(
-    str(names.ProxyCommand(Service.UPLOAD_PACK, "app", "ann", "SHA256:" + "a" * 43, None, "", "ssh", "::1"))
+    str(
+        ssh_command.ProxyCommand(
+            Service.UPLOAD_PACK, "app", "ann", "SHA256:" + "a" * 43, None, "", "ssh", "::1"
+        )
+    )
     .partition(" ")[2]
     .strip("'")
 )
@@ -537,21 +543,21 @@ PROXIED = json.loads(
 @given(st.dictionaries(st.sampled_from([*PROXIED, "more"]), JSON), st.sets(st.sampled_from([*PROXIED])))
 def test_any_proxied_command(changed: dict[str, object], lacking: set[str]) -> None:
     words = {key: value for key, value in (PROXIED | changed).items() if key not in lacking}
-    check(f"git-cluster-proxy {names.quote(json.dumps(words))}")
+    check(f"git-cluster-proxy {ssh_command.quote(json.dumps(words))}")
     if lacking:
         with pytest.raises(UsageError):
-            names.parse_command(f"git-cluster-proxy {names.quote(json.dumps(words))}")
+            ssh_command.parse_command(f"git-cluster-proxy {ssh_command.quote(json.dumps(words))}")
 
 
 def test_quote_is_gits_own() -> None:
-    assert names.quote("team/app") == "'team/app'"
-    assert names.quote("it's!") == "'it'\\''s'\\!''"
-    assert names.quote("") == "''"
+    assert ssh_command.quote("team/app") == "'team/app'"
+    assert ssh_command.quote("it's!") == "'it'\\''s'\\!''"
+    assert ssh_command.quote("") == "''"
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=50))
 def test_a_shell_reads_what_quote_wrote(word: str) -> None:
-    script = f"printf %s {names.quote(word)}"
+    script = f"printf %s {ssh_command.quote(word)}"
     assert (
         subprocess.run(["sh", "-c", script.encode()], capture_output=True, check=True).stdout == word.encode()
     )
@@ -587,5 +593,5 @@ def test_the_database_takes_the_same_names() -> None:
     from cluster.db import schema_file
 
     schema = schema_file().read_text()
-    for expression in (names._DEVICE, names._USER, names._GROUP):
+    for expression in (names._DEVICE, names.USER, names._GROUP):
         assert f"check (name ~ '^{expression.pattern}$')" in schema

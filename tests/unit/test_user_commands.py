@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import names, user_commands
+from cluster import names, ssh_command, user_commands
 from cluster.access import decide
 from cluster.errors import UsageError
 from cluster.model import Actor, ActorKind, Grant, Level
-from cluster.names import UserCommand, parse_command
+from cluster.ssh_command import UserCommand, parse_command
 from cluster.user_commands import (
     Access,
     Asked,
@@ -203,7 +203,7 @@ def check(line: str) -> None:
         assert error.hint.isprintable() and error.hint
 
 
-VERBS = st.sampled_from([*names.USER_VERBS, *user_commands.FORMS])
+VERBS = st.sampled_from([*ssh_command.USER_VERBS, *user_commands.FORMS])
 
 
 @given(VERBS, st.text(st.characters(codec=None)))
@@ -253,12 +253,12 @@ def test_any_pieces(verb: str, rest: str) -> None:
 
 
 @given(
-    st.sampled_from(names.USER_VERBS),
+    st.sampled_from(ssh_command.USER_VERBS),
     st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]))),
 )
 def test_a_command_round_trip(verb: str, arguments: list[str]) -> None:
     command = UserCommand(verb, tuple(arguments))
-    if len(str(command)) <= names.MAX_COMMAND:
+    if len(str(command)) <= ssh_command.MAX_COMMAND:
         assert parse_command(str(command)) == command
 
 
