@@ -17,7 +17,7 @@ from tests.cluster_fixture import Cluster, Done
 from tests.conftest import new_cluster, new_database
 from tests.probes import Login, login
 
-ENDPOINTS = True
+ENDPOINTS = ("built-in", "openssh")
 KINDS = ("ed25519", "ecdsa", "rsa")
 WELCOME = "Hello ann"
 

@@ -13,6 +13,7 @@ import pytest
 from tests.cluster_fixture import Cluster, Project
 
 ENDPOINTS = True
+pytestmark = pytest.mark.timeout(300)  # without a daemon each command starts a program, 8 of them at once
 
 Make = Callable[..., Cluster]
 DEVICES = "abc"
@@ -144,7 +145,6 @@ def memory(app: Project, device: str) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
 
 
-@pytest.mark.timeout(300)
 def test_two_hundred_megabytes(make_cluster: Make) -> None:
     app = Project.named(make_cluster("ab"), "team/app", min_copies=2)
     app.pushed("a", "main")

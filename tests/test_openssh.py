@@ -253,6 +253,33 @@ def test_pushes_count_without_a_daemon_and_the_device_is_known_to_be_there(behin
     assert [entry["via"] for entry in behind.admin_json("log", "team/app")][:2] == ["ssh", "ssh"]
 
 
+def test_a_certificate_is_enough_without_a_daemon(behind: OpenSSHCluster) -> None:
+    folder = behind.directory
+    for name in ("ca", "holder"):
+        write_keypair(folder / name, name)
+    words = [
+        "ssh-keygen",
+        "-q",
+        "-s",
+        str(folder / "ca"),
+        "-I",
+        "x",
+        "-n",
+        "demo",
+        str(folder / "holder.pub"),
+    ]
+    subprocess.run(words, check=True)
+    with behind.devices["a"].config.open("a") as config:
+        config.write(f'\n[login]\ntrusted_ca = "{folder / "ca.pub"}"\n')
+    behind.stop_daemon("a")
+    only = ["-F", "none", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes"]
+    only += ["-o", f"UserKnownHostsFile={folder / 'known_hosts'}", "-i", str(folder / "holder")]
+    device = behind.devices["a"]
+    ask = ["ssh", *only, "-p", str(device.port), f"{device.user}@{device.host}", "whoami"]
+    done = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert done.stdout.startswith(b"user:    demo\nproof:   certificate for key SHA256:"), done
+
+
 def test_who_comes_while_the_database_is_away_too_is_told_so(
     behind: OpenSSHCluster, database_url: str
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster_fixture import Cluster, Project
 
-ENDPOINTS = True
+ENDPOINTS = ("built-in", "openssh")
 
 
 @pytest.mark.parametrize("front", ["a", "c"])

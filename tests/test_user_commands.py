@@ -26,7 +26,7 @@ from cluster.model import Actor, ActorKind, DeviceMode, Level
 from tests.cluster_fixture import DEADLINE, Cluster, Done
 from tests.probes import device_key, login, new_user, presentable, rest
 
-ENDPOINTS = True
+ENDPOINTS = ("built-in", "openssh")
 
 
 @dataclass(frozen=True)
