@@ -3,7 +3,8 @@
     ssh git@host access team/app --json   →   UserCommand("access", ("team/app", "--json"))   →   Access("team/app", …)
 
 cluster/ssh_command.py splits the line into words, as strictly as for Git's own requests; what is made of them is here,
-and what is done about it in cluster/commands.py. Whatever was sent, the answer is one of the values below or UsageError.
+and what is done about it in cluster/commands.py. Whatever was sent, the answer is one of the values below, or
+UsageError.
 """
 
 from __future__ import annotations
