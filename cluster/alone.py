@@ -12,6 +12,7 @@ import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from threading import Event, Thread
 
 from cluster import logs, openssh
@@ -62,7 +63,7 @@ def serve(config: Config, environ: Mapping[str, str], who: Sequence[str]) -> int
         return tell(client, ClusterError(_UNFIT, hint=_UNFIT_HINT))
     except Exception:
         return tell(client, unforeseen(asked.address))
-    handlers = Requests(node)
+    handlers = Requests(replace(node, alone=True))
     with _alive(node, asked):
         return answer(
             handlers,

@@ -33,9 +33,17 @@ from cluster import git
 from cluster.client import Client
 from cluster.db import Connection
 from cluster.disk import ReplicaLock
-from cluster.errors import DatabaseUnavailable, Frozen, LockTimeout, Refused, ReplicaUnfit, WriteConflict
+from cluster.errors import (
+    DatabaseUnavailable,
+    Frozen,
+    LockTimeout,
+    Refused,
+    ReplicaUnfit,
+    WriteConflict,
+)
 from cluster.faults import Step
 from cluster.heal import met
+from cluster.interrupted import resolved
 from cluster.logs import fields
 from cluster.model import (
     Checksum,
@@ -43,7 +51,6 @@ from cluster.model import (
     LogEntry,
     Position,
     RefUpdate,
-    Replica,
     Repository,
     Request,
     Snapshot,
@@ -88,7 +95,7 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
             waited = True
         elif fit is Fit.UNCOMMITTED and not _knows_more(node, snapshot):
             assert owner is not None
-            if not _resolved(node, snapshot, say, gone, at_most=OWN_HEALING):
+            if not resolved(node, snapshot, say, gone, at_most=OWN_HEALING):
                 raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
         else:
             catch_up(node, repository_id, say, gone)
@@ -152,57 +159,6 @@ def _elsewhere(snapshot: Snapshot, error: Frozen, device: str) -> Frozen:
 OWN_HEALING = 10.0
 """Seconds that a reader waits for this device's own interrupted write: healing it takes milliseconds."""
 
-RESTART = 10.0
-"""Seconds that are granted to a device that is down and alone with the newest version: it may be restarting."""
-
-SIGN_OF_LIFE = 2.0
-"""Seconds for a device to show that a write which looks interrupted is going on: milliseconds where it is up."""
-
-
-def _resolved(
-    node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool], at_most: float = float("inf")
-) -> bool:
-    """Have the devices look at the intent in `snapshot`, and wait as long as there is hope that it is resolved.
-
-    True: it is gone, or its write is going on after all; look again. False: it takes a person, or a device that is
-    away. Another device takes over only after fence_after, so a writer may wait that long and is told.
-    """
-    owner, repository_id = snapshot.intent_owner, snapshot.repository.id
-    assert owner is not None and owner.intent is not None
-
-    def resolved() -> bool:
-        snapshot_now = node.db.snapshot_of(repository_id)
-        now = snapshot_now.intent_owner
-        return (
-            now is None
-            or now.intent != owner.intent
-            or snapshot_now.repository.frozen != snapshot.repository.frozen
-            or node.db.write_lock_holder(repository_id) is not None
-        )
-
-    patience = min(_hope(node, snapshot, owner), at_most)
-    if resolved():
-        return True
-    if not patience:
-        return False
-    node.db.nudge(repository_id)
-    if wait_for(resolved, min(1.0, patience), gone):
-        return True
-    if patience > SIGN_OF_LIFE:
-        where = f"{owner.device.name} ({owner.device.state})"
-        say(f"a push by {owner.intent.actor} on {where} was interrupted; waiting until that is resolved")
-    return wait_for(resolved, patience - 1.0, gone)
-
-
-def _hope(node: Node, snapshot: Snapshot, owner: Replica) -> float:
-    """Seconds for which an interrupted write may still be resolved by itself."""
-    if owner.damage is not None:
-        return 0.0
-    if not node.heals:
-        return SIGN_OF_LIFE if owner.device.online else 0.0
-    others = any(r.device.online for r in snapshot.leaders if r.device.name != owner.device.name)
-    return node.writes.lock_timeout if owner.device.online or others else RESTART
-
 
 def refuse_frozen(node: Node, repository_id: int, say: Say, gone: Callable[[], bool]) -> None:
     """Raise Frozen where a push would be refused at "clear" anyway: before its objects are sent to peers."""
@@ -211,7 +167,7 @@ def refuse_frozen(node: Node, repository_id: int, say: Say, gone: Callable[[], b
     owner = snapshot.intent_owner
     if owner is None or node.db.write_lock_holder(repository_id) is not None:
         return
-    if not _resolved(node, snapshot, say, gone):
+    if not resolved(node, snapshot, say, gone):
         raise interrupted(snapshot, owner)
 
 
@@ -494,5 +450,5 @@ def writing(
         owner = blocked.intent_owner
         assert owner is not None
         left = until - time.monotonic()
-        if left <= 0 or not _resolved(node, blocked, say, gone, at_most=left):
+        if left <= 0 or not resolved(node, blocked, say, gone, at_most=left):
             raise interrupted(blocked, owner)

@@ -22,6 +22,7 @@ from cluster.store import Store
 class Node:
     """One device at work. Made once by the daemon (or by a command that does the daemon's work itself).
 
+    alone: whether this process serves one request where no daemon is (cluster/alone.py), which hears of nothing.
     memory: of what the database said last, where reads are served while it is away.
     trusted: whose certificates prove users.
     cluster: the name that people know the cluster by.
@@ -36,6 +37,7 @@ class Node:
     faults: Faults = field(default_factory=Faults)
     turns: Turns = field(default_factory=Turns)
     memory: Memory | None = None
+    alone: bool = False
     upkeep: UpkeepSection = field(default_factory=UpkeepSection)
     proxy: ProxySection = field(default_factory=ProxySection)
     limits: LimitsSection = field(default_factory=LimitsSection)
