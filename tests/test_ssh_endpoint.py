@@ -194,8 +194,8 @@ def test_a_client_that_is_killed_is_noticed(place: Place, repository: str) -> No
     process.kill()
     process.communicate()
     until(lambda: place.handlers.ended, "the command ends")
-    # Who echoes may be told so while writing, or find that there is nothing more to read.
-    hows = {"endless": ["gone"], "echo": ["gone", "returned"], "stall": ["returned"]}[repository]
+    # Who echoes, or has just written, may be told so while writing, or find that there is nothing more to read.
+    hows = {"endless": ["gone"], "echo": ["gone", "returned"], "stall": ["gone", "returned"]}[repository]
     assert place.handlers.ended in [[how] for how in hows]
 
 
