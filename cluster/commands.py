@@ -19,7 +19,7 @@ from cluster import access, keys, ref_rules, user_commands
 from cluster.access import Decision
 from cluster.client import Client, Input
 from cluster.creating import create
-from cluster.db import Database, no_repository
+from cluster.db import Database, key_gone, no_repository
 from cluster.errors import ClientGone, NotFound, Refused, UsageError
 from cluster.logs import fields
 from cluster.model import Actor, ActorKind, DeviceMode, Level
@@ -174,7 +174,7 @@ def _still(node: Node, actor: Actor, client: Client) -> None:
     if client.gone:
         raise ClientGone("the client hung up")
     if not node.db.proves(actor):
-        raise Refused("this key is not registered here any more", hint="ask an administrator")
+        raise key_gone()
 
 
 def _repos(node: Node, actor: Actor, client: Client, asked: user_commands.Repos) -> None:

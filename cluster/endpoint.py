@@ -7,18 +7,16 @@ OpenSSH     cluster/openssh.py: sshd, with the hooks in sshd_hooks/
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from typing import Protocol
 
 from cluster.client import Client
 from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, SchemaMismatch, UsageError
 from cluster.model import Actor
-from cluster.ssh_command import PROXY, UNABLE, Command, parse_command
+from cluster.ssh_command import MAX_PROTOCOL, PROTOCOL, PROXY, UNABLE, Command, parse_command
 
 _log = logging.getLogger(__name__)
 
-_PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")
 _AWAY = "the cluster's database is away; try again in a moment"
 
 
@@ -105,4 +103,4 @@ def unknown_for_now(error: ClusterError) -> ClusterError:
 
 def git_protocol(value: str) -> str | None:
     """GIT_PROTOCOL in the form that Git gives it; None where a client made something else of it."""
-    return value if len(value) <= 256 and _PROTOCOL.fullmatch(value) else None
+    return value if len(value) <= MAX_PROTOCOL and PROTOCOL.fullmatch(value) else None

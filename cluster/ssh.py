@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import hashlib
 import logging
 import socket
 import threading
@@ -32,6 +31,7 @@ from paramiko.common import (  # type: ignore[import-untyped,unused-ignore]
     OPEN_SUCCEEDED,
 )
 
+from cluster import keys
 from cluster.certificates import is_certificate
 from cluster.config import LimitsSection
 from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
@@ -278,7 +278,7 @@ class _Connection(Refusals):
         kind, blob = (
             (certificate.key_type, certificate.key_blob) if certificate else (key.get_name(), key.asbytes())
         )
-        fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        fingerprint = keys.fingerprint(blob)
         if fingerprint not in self._found:
             self._found[fingerprint] = self._look_up(kind, blob, fingerprint)
         self._proven = self._found[fingerprint]

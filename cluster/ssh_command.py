@@ -125,6 +125,10 @@ PING = "git-cluster-ping"
 
 USER_VERBS = ("help", "info", "whoami", "repos", "access", "key", "create")
 
+PROTOCOL = re.compile(r"version=[0-2](:[a-z0-9=-]+)*")
+MAX_PROTOCOL = 256
+"""GIT_PROTOCOL in the form that Git gives it, and its characters at the most."""
+
 _SERVICES = {service.value: service for service in Service}
 # What a ProxyCommand says, and the form of each; `certified_until` may also be null.
 _PROXIED = {
@@ -133,11 +137,10 @@ _PROXIED = {
     "user": USER,
     "fingerprint": re.compile(r"SHA256:[A-Za-z0-9+/]{43}"),
     "certified_until": re.compile(r"[0-9T:.-]{19,26}\+00:00"),
-    "protocol": re.compile(r"(version=[0-2](:[a-z0-9=-]+)*)?"),  # as cluster/endpoint.py takes it
+    "protocol": re.compile(f"({PROTOCOL.pattern})?"),
     "via": re.compile(r"[a-z]{1,20}"),
     "address": re.compile(r"[0-9A-Za-z.:%_-]{0,64}"),
 }
-_MAX_PROTOCOL = 256
 
 _HINT = "Use git clone, git fetch or git push with this host; it gives no shell. See also: ssh git@host help"
 _USER_HINT = "`ssh git@host help` lists the commands."
@@ -284,7 +287,7 @@ def _proxy(text: str) -> ProxyCommand:
     certified = words.pop("certified_until")
     checked = {name: _said(name, value) for name, value in words.items()}
     if (
-        len(checked["protocol"]) > _MAX_PROTOCOL
+        len(checked["protocol"]) > MAX_PROTOCOL
         or repository_name(checked["repository"]) != checked["repository"]
     ):
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import LiteralString
 from cluster.db.connections import Connections, notify, unique
 from cluster.db.rows import Row
 from cluster.db.schema import Connection
-from cluster.db.who import STILL_PROVEN, proof_of
+from cluster.db.who import STILL_PROVEN, key_gone, proof_of
 from cluster.errors import NotFound, Refused
 from cluster.model import Actor, Grant, Level
 
@@ -192,5 +192,5 @@ def _held(connection: Connection, actor: Actor) -> list[OwnKey]:
     connection.execute("select from actor where name = %(user)s for no key update", {"user": actor.name})
     row = connection.execute("select " + STILL_PROVEN + " as proven", proof_of(actor)).fetchone()
     if row is None or not row["proven"]:
-        raise Refused("this key is not registered here any more", hint="ask an administrator")
+        raise key_gone()
     return [_key_of(row) for row in connection.execute(_OWN_KEYS, {"user": actor.name}).fetchall()]
