@@ -141,9 +141,7 @@ def test_who_is_not_let_in_and_the_log_says_why(guarded: Cluster, how: dict[str,
     done = ssh(guarded)
     assert done.code == 255 and "Permission denied (publickey)" in done.err
     said = "\n".join(line for line in log(guarded).splitlines() if line not in before)
-    if "source-address" in str(extra) and "[preauth]" in said:
-        assert "not from a permitted source address" in said  # sshd itself
-    else:
+    if "not from a permitted source address" not in said:  # which sshd finds out by itself
         assert said.count("a certificate proves nobody") == 1 and says in said
     assert "Traceback" not in said
 

@@ -453,19 +453,14 @@ def test_8_a_lock_file_stops_no_sync(make_cluster: Make) -> None:
     assert "x.lock" in locks, locks
 
     cluster.ok("push", "--quiet", cluster.url("a"), "main", "main:x", "main:y", cwd=work)
-    before, after = {old}, {new}
 
     def values() -> set[str]:
         return set(on_disk(cluster, "b", "for-each-ref", "--format=%(objectname)", "refs/heads").split())
 
-    def synced() -> bool:
-        now = values()
-        assert now in (before, after), "some refs and not others"
-        return now == after
-
     told = cluster.git("ls-remote", cluster.url("b"))
     polite(cluster, told.text)
-    cluster.wait(synced, "b has all three, and nobody has removed anything")
+    # Git moves loose refs one after the other, so for a moment the disk shows some; for ever is what may not be.
+    cluster.wait(lambda: values() == {new}, "b has all three, and nobody has removed anything")
     cluster.converge()
     assert shown(cluster, "b") == {new}
     assert not [

@@ -309,14 +309,14 @@ def large(cluster: Cluster) -> None:
     cluster.converge()
 
 
-def repacking(cluster: Cluster, device: str) -> list[int]:
-    """The process groups that repack a device's copy."""
-    found, disk = [], os.fsencode(cluster.disk(device))
+def repacking(cluster: Cluster, device: str) -> set[int]:
+    """The process groups that repack a device's copy: one, of several processes at times."""
+    found, disk = set(), os.fsencode(cluster.disk(device))
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
             if b"repack" in words and b"GIT_DIR=" + disk in (process / "environ").read_bytes().split(b"\0"):
-                found.append(os.getpgid(int(process.name)))
+                found.add(os.getpgid(int(process.name)))
     return found
 
 
