@@ -95,6 +95,30 @@ create table key (
 );
 create index key_actor on key (actor_id) where actor_id is not null;
 
+-- What proves a user over HTTP: a secret that is shown once, of which only the digest is kept. It has 256 random bits,
+-- so a fast hash is enough.
+create table token (
+    id             bigint generated always as identity primary key,
+    digest         bytea not null unique check (length(digest) = 32), -- SHA-256 of the secret
+    actor_id       bigint not null references actor on delete cascade,
+    comment        text not null default '',
+    read_only      boolean not null,
+    expires_at     timestamptz,                -- null: never
+    created_at     timestamptz not null default now(),
+    last_used_at   timestamptz,                -- to the minute
+    last_used_from text                        -- an address
+);
+create index token_actor on token (actor_id);
+
+-- A browser that was shown a token. It ends with the token.
+create table web_session (
+    digest     bytea primary key check (length(digest) = 32),         -- SHA-256 of the cookie
+    token_id   bigint not null references token on delete cascade,
+    created_at timestamptz not null default now(),
+    expires_at timestamptz not null
+);
+create index web_session_token on web_session (token_id);
+
 create type access_level as enum ('read', 'write', 'admin');
 
 -- Who may do what. Neither actor nor group: everyone with a key here. cluster/access.py decides among several.
@@ -170,11 +194,20 @@ create table push (
     via           text not null,               -- ssh, http, import, set, thaw, heal, mirror, create
     address       text not null default '',
     at            timestamptz not null default now(),
+    number        bigint,                      -- its place among the changes of all repositories; null: not given yet
     primary key (repository_id, version),
     unique (repository_id, version, checksum),
     unique (repository_id, push_id),
     foreign key (repository_id, previous) references push (repository_id, version)
 );
+
+-- Numbers are given afterwards, by one writer at a time, so that whoever reads them in order misses none: a sequence
+-- in the commit itself would show 8 before 7.
+create sequence push_number;
+create unique index push_by_number on push (number) where number is not null;
+create index push_unnumbered on push (at) where number is null;
+-- Of one repository's newest changes: when, for the page of what happened lately.
+create index push_lately on push (at);
 
 alter table repository add foreign key (id, version, checksum)
     references push (repository_id, version, checksum) deferrable initially deferred;
@@ -260,4 +293,55 @@ create table event (
     what          text not null,               -- one line, for people
     refs          jsonb not null default '[]', -- [[ref, old, new], …] where it is about refs
     primary key (repository_id, id)
+);
+-- What happened lately, in any repository.
+create index event_lately on event (at);
+
+-- A URL that hears of each change of one repository, in order, at least once. What it has not heard of yet is a query
+-- (versions after `delivered`), so nothing that is due can be lost.
+create table webhook (
+    id            bigint generated always as identity primary key,
+    repository_id bigint not null references repository on delete cascade,
+    url           text not null,
+    secret        text not null,               -- signs each delivery, so it is kept as it is
+    enabled       boolean not null default true,
+    delivered     bigint not null,             -- every version up to this one was taken
+    created_at    timestamptz not null default now(),
+    created_by    text not null,
+    leased_until  timestamptz,                 -- until when the device that took it on delivers alone
+    leased_by     text,
+    -- the state of delivering, as a replica's state of syncing
+    delivered_at  timestamptz,
+    attempts      integer not null default 0,
+    last_error    text,
+    last_status   integer,                     -- of HTTP
+    next_try_at   timestamptz,
+    unique (repository_id, url)
+);
+
+-- How a device did, a row a minute, for the charts of the status page. Times in seconds; null where there was nothing.
+create table measurement (
+    device_id bigint not null references device on delete cascade,
+    at        timestamptz not null,            -- the minute's beginning
+    pushes    integer not null default 0,      -- acknowledged
+    reads     integer not null default 0,      -- clones, fetches, listings, archives
+    failures  integer not null default 0,      -- of either
+    push_p50  real,
+    push_p99  real,
+    read_p50  real,
+    read_p99  real,
+    behind    integer not null default 0,      -- replicas here that are not at the newest version
+    lag       real,                            -- for how long the one that is behind for longest has been that
+    primary key (device_id, at)
+);
+create index measurement_at on measurement (at);
+
+-- How many trusted copies of the newest version a repository had: a row where a look, once a minute, found another number
+-- than the row before.
+create table copies (
+    repository_id bigint not null references repository on delete cascade,
+    at            timestamptz not null default now(),
+    copies        integer not null,
+    wanted        integer not null,            -- replicas that it is placed on
+    primary key (repository_id, at)
 );

@@ -31,6 +31,7 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
         ────────   ─────────────────────────────────────   ───────────────────────────────────────────────
         operator   any                                     everything
         device     any                                     read: for sync; it never pushes for itself
+        anonymous  the most specific to everyone           read at the most: not that grant's write or admin
         user       none                                    nothing
         user       one more specific than the others       that grant's level, even if it is the lower one
         user       equally specific, one names the user    that one's level
@@ -48,6 +49,8 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
         return Decision(
             Level.READ, f"device {actor.name} may read: devices read everything and write nothing"
         )
+    if actor.kind is ActorKind.ANONYMOUS:
+        return _anonymous(grants, repository)
     matching = [
         grant
         for grant in grants
@@ -69,6 +72,17 @@ def decide(grants: Iterable[Grant], actor: Actor, repository: str) -> Decision:
     to = "everyone" if grant.actor is None else grant.actor
     because = f"{actor.name} may {grant.level}: grant {grant.level} to {to} on {grant.pattern}"
     return Decision(grant.level, because, grant)
+
+
+def _anonymous(grants: Iterable[Grant], repository: str) -> Decision:
+    """What everyone may do, for somebody who does not say who they are: no more than read."""
+    nobody = Actor(ActorKind.USER, "", "")  # no user has that name, so what fits is to everyone
+    found = decide(grants, nobody, repository).grant
+    if found is None:
+        because = f"anonymous may nothing: no grant to everyone covers {repository}"
+        return Decision(None, because)
+    because = f"anonymous may read: grant {found.level} to everyone on {found.pattern}"
+    return Decision(Level.READ, because, found)
 
 
 def naming(whom: str | None, user: str) -> int:

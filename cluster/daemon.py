@@ -1,6 +1,6 @@
 """`git-cluster serve`: one device at work.
 
-    endpoints   answer clients, peers and operators (cluster/ssh.py; cluster/openssh.py behind an sshd)
+    endpoints   answer clients, peers and operators (cluster/ssh.py; cluster/openssh.py behind an sshd; cluster/http/)
     listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
@@ -25,6 +25,9 @@ from cluster import embedded, failing, heal, history, leftovers, logs, removed, 
 from cluster.config import Config
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
+from cluster.http.app import App
+from cluster.http.server import HttpServer
+from cluster.http.site import open_site
 from cluster.model import Device
 from cluster.node import Node
 from cluster.opening import HEARTBEAT, SERVE_LOCK, open_node
@@ -60,18 +63,26 @@ def run(config: Config) -> NoReturn:
     keeper = Keeper(node, stop)
     requests = Requests(node)
     hooks = HookServer(node.store.run_directory(), requests)
-    servers: list[SshServer | HookServer] = [hooks]
+    servers: list[SshServer | HookServer | HttpServer] = [hooks]
     hooks.start()
     where = "SSH through OpenSSH's hooks"
     if config.ssh is not None:
         server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
         servers.append(server)
         where = "SSH on {} port {}".format(*server.start())
+    site = None
+    if config.http is not None:
+        site = open_site(node, requests, config.http)
+        web = HttpServer(config.http, App(site), grace=node.limits.login_grace)
+        servers.append(web)
+        where += " and HTTP{} on {} port {}".format("S" if config.http.certificate else "", *web.start())
     keeper.start()
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
     os.read(signals, 1)
     stop.set()
+    if site is not None:
+        site.stopping.set()
     _log.info("device %s stops", node.name)
     for endpoint in servers:
         endpoint.stop_accepting()

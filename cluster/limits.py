@@ -93,10 +93,12 @@ class Sessions:
 
         address: "" where it is not known, which is then nobody's.
         """
-        if actor.kind is not ActorKind.USER:
+        if actor.kind not in (ActorKind.USER, ActorKind.ANONYMOUS):
             yield
             return
-        keys = [("user", actor.name)] + ([("address", network(address))] if address else [])
+        keys = ([("user", actor.name)] if actor.kind is ActorKind.USER else []) + (
+            [("address", network(address))] if address else []
+        )
         with self._lock:
             full = next((key for key in keys if self._running[key] >= self._most[key[0]]), None)
             if full is None:
@@ -207,7 +209,7 @@ class Watch:
     @contextmanager
     def over(self, client: Client, actor: Actor, address: str) -> Iterator[Client]:
         """The client to serve while inside."""
-        if actor.kind is not ActorKind.USER:
+        if actor.kind not in (ActorKind.USER, ActorKind.ANONYMOUS):
             yield client
             return
         watched = Watched(client)

@@ -41,6 +41,7 @@ class LoopbackDevice:
     host: str = "127.0.0.1"
     user: str = "git"
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    http_port: int | None = None
 
     @property
     def config(self) -> Path:
@@ -57,6 +58,10 @@ class LoopbackDevice:
     @property
     def url(self) -> str:
         return f"ssh://{self.user}@{self.host}:{self.port}"
+
+    @property
+    def http_url(self) -> str | None:
+        return f"http://{self.host}:{self.http_port}" if self.http_port else None
 
     @property
     def pid(self) -> int | None:
@@ -128,12 +133,13 @@ data_dir = "data"
 key = "device_ed25519"
 
 {self.endpoint_section(device)}
+{self.http_section(device)}
 {tables}""",
         )
         db.add_device(
             name,
             ssh_url=self.peer_url(device),
-            http_url=None,
+            http_url=device.http_url,
             fingerprint=key.fingerprint,
             public_key=key.line,
             host_key=host_key.line,
@@ -144,7 +150,7 @@ key = "device_ed25519"
 
     def new_device(self, name: str) -> LoopbackDevice:
         """A device, and where it is to listen."""
-        return LoopbackDevice(name, self.directory / name, free_port())
+        return LoopbackDevice(name, self.directory / name, free_port(), http_port=free_port())
 
     def database_of(self, name: str) -> str:
         """The URL by which a device reaches the database."""
@@ -160,6 +166,15 @@ key = "device_ed25519"
 listen = "{device.host}:{device.port}"
 advertise = "{self.peer_url(device)}"
 host_key = "host_ed25519"
+"""
+
+    def http_section(self, device: LoopbackDevice) -> str:
+        """The same of HTTP."""
+        if device.http_port is None:
+            return ""
+        return f"""[http]
+listen = "{device.host}:{device.http_port}"
+advertise = "{device.http_url}"
 """
 
     def command(self, device: LoopbackDevice) -> list[str]:

@@ -32,24 +32,33 @@ class Service(StrEnum):
 
 
 class ActorKind(StrEnum):
-    """Who may ask: a person, another device, or an administrator's command line (by a short-lived key)."""
+    """Who may ask: a person, somebody who does not say who they are (over HTTP), another device, or an administrator's
+    command line (by a short-lived key)."""
 
     USER = "user"
+    ANONYMOUS = "anonymous"
     DEVICE = "device"
     OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks. `fingerprint` is the SHA256:… of the key that proved it, checked again at every request.
+    """Who asks. `fingerprint` is what proved it, checked again at every request: the SHA256:… of a key, "token:" and
+    the number of a token, or "" of somebody anonymous.
 
     certified_until: of a user whom a certificate proved, whose key is in no table: until when it does.
+    read_only: whether what proved it lets nobody write.
     """
 
     kind: ActorKind
     name: str
     fingerprint: str
     certified_until: datetime | None = None
+    read_only: bool = False
+
+
+ANONYMOUS = Actor(ActorKind.ANONYMOUS, "anonymous", "")
+"""Somebody who does not say who they are. What everyone may read, they may read; nothing else."""
 
 
 class Level(StrEnum):
@@ -92,12 +101,25 @@ class RefRule:
     may: frozenset[RefAction]
 
 
+class Exchange(StrEnum):
+    """How client and Git talk with one another (Documentation/gitprotocol-http.txt).
+
+    STREAM         both ways at once, Git first: over SSH
+    ADVERTISEMENT  Git says what there is, and ends: the first request over HTTP. A read, of receive-pack, too
+    STATELESS      the client says everything, then Git does: each further request over HTTP
+    """
+
+    STREAM = "stream"
+    ADVERTISEMENT = "advertisement"
+    STATELESS = "stateless"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request, the same value whichever endpoint it came in by.
 
     protocol: the value of GIT_PROTOCOL that the client sent, or "".
-    via, address: the endpoint's name ("ssh") and the client's address, for the push log.
+    via, address: the endpoint's name ("ssh", "http") and the client's address, for the push log.
     through: the device that passes it on for the user, because it has no replica; "": the user is here. Such a
     request is never passed on again.
     """
@@ -109,6 +131,12 @@ class Request:
     via: str = "ssh"
     address: str = ""
     through: str = ""
+    exchange: Exchange = Exchange.STREAM
+
+    @property
+    def moves_refs(self) -> bool:
+        """Whether it is a push, and not the look around before one."""
+        return self.service.writes and self.exchange is not Exchange.ADVERTISEMENT
 
 
 @dataclass(frozen=True, slots=True)

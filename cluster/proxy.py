@@ -8,7 +8,7 @@ whether the user's key still counts and what they may do (session.authorize). It
 
 Until a byte of its answer has come, a device that is lost is replaced by the next one, and nobody notices: for nothing
 that the client said has been used up. upload-pack and receive-pack speak first, so nothing is read from the client
-until they have; of upload-archive, whose client speaks first, the request is kept and said again.
+until they have; of upload-archive and over HTTP, where the client speaks first, the request is kept and said again.
 
 No lock and no database connection is held (G5). Each direction has one thread that reads a piece and writes it, so
 whoever is slow slows down the other side, and no more than SSH's windows is in memory.
@@ -19,16 +19,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Thread
 
 from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, PeerFailed
 from cluster.logs import fields
-from cluster.model import Device, Request, Service
+from cluster.model import Device, Exchange, Request, Service
 from cluster.node import Node
 from cluster.remote import Remote
 from cluster.ssh_command import UNABLE, ProxyCommand
 from cluster.upload import whole_request
+
+MOST_KEPT = 1 << 20
+"""Bytes of a stateless request that are kept, to be said to another device. Of a longer one the first device that takes
+it has to answer."""
 
 PIECE = 1 << 20
 """Bytes that are passed on at once, at the most."""
@@ -82,6 +87,9 @@ def command_for(request: Request) -> ProxyCommand:
         protocol=request.protocol,
         via=request.via,
         address=request.address,
+        kind=actor.kind,
+        read_only=actor.read_only,
+        exchange=request.exchange,
     )
 
 
@@ -93,7 +101,12 @@ class _Passage:
         self._command = str(command_for(request))
         self._input = Input(client)
         self._said, self._more = b"", True
-        if request.service is Service.UPLOAD_ARCHIVE:
+        if request.exchange is Exchange.ADVERTISEMENT:
+            self._more = False
+        elif request.exchange is Exchange.STATELESS:
+            self._said = self._input.read(MOST_KEPT)
+            self._more = len(self._said) == MOST_KEPT
+        elif request.service is Service.UPLOAD_ARCHIVE:
             self._said, self._more = whole_request(self._input)
         self.begun = False
 
@@ -134,10 +147,16 @@ class _Passage:
         errors = Thread(target=remote.pass_stderr_on, args=wanted, name="proxy errors", daemon=True)
         errors.start()
         try:
-            remote.send(self._said)
-            if not self._more:
-                remote.send_eof()
-            if data := remote.receive(PIECE):
+            if (
+                self._more and self._request.exchange is Exchange.STATELESS
+            ):  # it answers when it has all of it
+                self.begun = True
+                Thread(target=self._tell, args=(remote,), name="proxy requests", daemon=True).start()
+            else:
+                remote.send(self._said)
+                if not self._more:
+                    remote.send_eof()
+            if (data := remote.receive(PIECE)) and not self.begun:
                 self.begun = True
                 Thread(target=self._listen, args=(remote,), name="proxy requests", daemon=True).start()
             while data:
@@ -152,6 +171,11 @@ class _Passage:
             raise
         finally:
             errors.join()
+
+    def _tell(self, remote: Remote) -> None:
+        with suppress(PeerFailed):  # who receives notices it as well
+            remote.send(self._said)
+            self._listen(remote)
 
     def _listen(self, remote: Remote) -> None:
         """What the client sends, to the device. Ends with the command at the latest: nothing can be sent to it then."""

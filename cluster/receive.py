@@ -71,6 +71,8 @@ class Receiving:
     whoever adds objects.
 
     most_bytes, most_refs: what this push may bring at the most, in its pack and in its list; None: anything.
+
+    stateless: the client has seen what there is, so Git does not say it again (Exchange.STATELESS).
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Receiving:
         environment: Mapping[str, str],
         most_bytes: int | None = None,
         most_refs: int | None = None,
+        stateless: bool = False,
     ) -> None:
         self.lock = lock
         self._heard = b""
@@ -98,7 +101,7 @@ class Receiving:
         self.complaint = b""
         self._failed: str | None = None
         self._released = False
-        self._advertised = False
+        self._advertised = stateless
         self._applied = False
         self._watched: tuple[int, Callable[[], None]] | None = None
         self._threads: list[Thread] = []
@@ -129,7 +132,7 @@ class Receiving:
             env["GIT_PROTOCOL"] = protocol
         try:
             self._process = subprocess.Popen(
-                ["git", "receive-pack", str(repository)],
+                ["git", "receive-pack", *(["--stateless-rpc"] if stateless else []), str(repository)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -329,11 +332,8 @@ class Receiving:
         """From Git to the client: the advertisement and progress at once, the report when it is released."""
         assert self._process.stdout is not None
         try:
-            for packet in packets(self._process.stdout):
-                self._advertised = True
-                self._forward(packet.raw)
-                if packet.flush:
-                    break
+            if not self._advertised:
+                self._advertise()
             self._commands.wait()
             if self._commands.side_band:
                 for packet in packets(self._process.stdout):
@@ -348,6 +348,14 @@ class Receiving:
         except ClientGone:
             while read_some(self._process.stdout):
                 pass
+
+    def _advertise(self) -> None:
+        assert self._process.stdout is not None
+        for packet in packets(self._process.stdout):
+            self._advertised = True
+            self._forward(packet.raw)
+            if packet.flush:
+                break
 
     def _response(self, raw: bytes, payload: bytes) -> None:
         if payload[:1] == b"\1" and len(payload) > 1:

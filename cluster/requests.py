@@ -85,11 +85,7 @@ class Requests:
             _log.warning("%s: not answered for device %s: %s", command.address, actor.name, error.what)
             return UNABLE
         except (DiskFailed, OSError) as error:
-            disk = failing.of_error(error)
-            if disk is None:
-                raise
-            _log.error("%s: %s", address, error.__cause__ or error)
-            raise disk.on(self._node.name) from error
+            raise self._of_disk(error, address) from error
         except ClusterError as error:
             passed_on = isinstance(command, ProxyCommand) and actor.kind is ActorKind.DEVICE
             if not isinstance(command, ServiceCommand) and not passed_on:  # Git's leave a line in any case
@@ -104,6 +100,26 @@ class Requests:
                     ),
                 )
             raise
+
+    def serve(self, request: Request, client: Client) -> int:
+        """The same of a request that is one already: of Git's clients, over HTTP."""
+        actor, address = request.actor, request.address
+        try:
+            with (
+                self._sessions.one(actor, address),
+                self._watch.over(client, actor, address) as watched,
+            ):
+                return _git(request, lambda: session.serve(self._node, request, watched))
+        except (DiskFailed, OSError) as error:
+            raise self._of_disk(error, address) from error
+
+    def _of_disk(self, error: DiskFailed | OSError, address: str) -> Exception:
+        """The error for a person, where it comes of this device's disk."""
+        disk = failing.of_error(error)
+        if disk is None:
+            return error
+        _log.error("%s: %s", address, error.__cause__ or error)
+        return disk.on(self._node.name)
 
     def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         node, kind = self._node, actor.kind
@@ -154,7 +170,9 @@ class Requests:
 
 def _vouched_for(command: ProxyCommand, by: str) -> Request:
     """A user's request that device `by` passes on. Whether their key still counts is looked up as for everybody."""
-    user = Actor(ActorKind.USER, command.user, command.fingerprint, command.certified_until)
+    user = Actor(
+        command.kind, command.user, command.fingerprint, command.certified_until, read_only=command.read_only
+    )
     return Request(
         user,
         command.service,
@@ -163,6 +181,7 @@ def _vouched_for(command: ProxyCommand, by: str) -> Request:
         via=command.via,
         address=command.address,
         through=by,
+        exchange=command.exchange,
     )
 
 

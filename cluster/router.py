@@ -30,8 +30,8 @@ def way_of(
     |----------|--------------|--------------------------|--------|-------------------------|-----------------------|
     | device   | –            | any                      | any    | any                     | here; refused if none |
     | operator | –            | any                      | any    | any                     | here; refused if none |
-    | user     | a device     | any                      | any    | any                     | here; refused if none |
-    | user     | –            | newest, trusted          | any    | any                     | here                  |
+    | user, or | a device     | any                      | any    | any                     | here; refused if none |
+    | anonymous| –            | newest, trusted          | any    | any                     | here                  |
     | user     | –            | behind, not trusted, or  | absent | any                     | here, after a sync    |
     |          |              | not filled yet           | behind | no                      | here, after a sync    |
     |          |              |                          | behind | yes                     | the leaders, or here  |
@@ -44,7 +44,7 @@ def way_of(
     seed: spreads the load: of equally good devices another seed prefers another one.
     """
     mine = snapshot.of(device)
-    if request.actor.kind is not ActorKind.USER or request.through:
+    if request.actor.kind not in (ActorKind.USER, ActorKind.ANONYMOUS) or request.through:
         return Way(here=mine is not None)
     others = [replica for replica in by_merit(snapshot, zone, seed) if replica.device.name != device]
     if mine is None:

@@ -13,7 +13,7 @@ from cluster.db import key_gone, no_repository
 from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
-from cluster.model import ActorKind, DeviceMode, Level, Request, Snapshot
+from cluster.model import ActorKind, DeviceMode, Exchange, Level, Request, Snapshot
 from cluster.node import Node
 from cluster.protection import forbidden
 from cluster.proxy import pass_on
@@ -29,7 +29,7 @@ def serve(node: Node, request: Request, client: Client) -> int:
 
     While the database is away nobody can say who may what and what is newest: cluster/stale.py.
     """
-    if request.service.writes:
+    if request.moves_refs:
         node.reach(Step.AUTHORIZE)
     try:
         snapshot = authorize(node, request)
@@ -39,7 +39,7 @@ def serve(node: Node, request: Request, client: Client) -> int:
         return upload(node, request, snapshot, client, settling(node, client))
 
     def here(client: Client) -> int:
-        return (push if request.service.writes else read)(node, request, snapshot, client)
+        return (push if request.moves_refs else read)(node, request, snapshot, client)
 
     if way.elsewhere:
         return pass_on(node, request, way.elsewhere, client, here if way.here else None)
@@ -47,7 +47,9 @@ def serve(node: Node, request: Request, client: Client) -> int:
 
 
 def read(node: Node, request: Request, snapshot: Snapshot, client: Client) -> int:
-    """A clone, fetch, listing or archive. A device is served what is here; everybody else what is newest."""
+    """A clone, fetch, listing or archive, or the look around before a push over HTTP.
+
+    A device is served what is here; everybody else what is newest."""
     if request.actor.kind is ActorKind.DEVICE:
         return upload(node, request, snapshot, client, None)
     settle = settling(node, client)
@@ -112,6 +114,8 @@ def authorize(node: Node, request: Request, begun: Snapshot | None = None) -> Sn
         raise key_gone()
     if actor.kind is ActorKind.DEVICE and request.service.writes:
         raise Refused("a device key may not push", hint="push with a user's key")
+    if actor.read_only and request.service.writes:
+        raise Refused("this token may only read", hint="push with a token that was not made with --read-only")
     decision = access.decide(snapshot.grants, actor, name)
     if not decision.allows(Level.READ):
         raise no_repository(name)
@@ -184,6 +188,7 @@ def receiving(node: Node, request: Request, snapshot: Snapshot, client: Client) 
                 },
                 most_bytes=node.limits.push_size if limited else None,
                 most_refs=node.limits.push_refs if limited else None,
+                stateless=request.exchange is Exchange.STATELESS,
             ) as git_push,
         ):
             yield git_push

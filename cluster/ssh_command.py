@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from cluster.errors import UsageError
-from cluster.model import Service
+from cluster.model import ActorKind, Exchange, Service
 from cluster.names import MAX_NAME, MAX_VERSION, USER, repository_name, shown
 
 MAX_COMMAND = 4096
@@ -77,10 +77,14 @@ class ProxyCommand:
     protocol: str
     via: str
     address: str
+    kind: ActorKind = ActorKind.USER
+    read_only: bool = False
+    exchange: Exchange = Exchange.STREAM
 
     def __str__(self) -> str:
         until = self.certified_until and self.certified_until.astimezone(UTC).isoformat()
-        words = {name: getattr(self, name) for name in _PROXIED} | {"certified_until": until}
+        words = {name: getattr(self, name) for name in _PROXIED}
+        words |= {"certified_until": until, "read_only": str(self.read_only).lower()}
         return f"{PROXY} {quote(json.dumps(words, separators=(',', ':')))}"
 
 
@@ -135,11 +139,14 @@ _PROXIED = {
     "service": re.compile("|".join(_SERVICES)),
     "repository": re.compile(rf".{{1,{MAX_NAME}}}"),
     "user": USER,
-    "fingerprint": re.compile(r"SHA256:[A-Za-z0-9+/]{43}"),
+    "fingerprint": re.compile(r"(SHA256:[A-Za-z0-9+/]{43}|token:[1-9][0-9]{0,17})?"),
     "certified_until": re.compile(r"[0-9T:.-]{19,26}\+00:00"),
     "protocol": re.compile(f"({PROTOCOL.pattern})?"),
     "via": re.compile(r"[a-z]{1,20}"),
     "address": re.compile(r"[0-9A-Za-z.:%_-]{0,64}"),
+    "kind": re.compile(f"{ActorKind.USER}|{ActorKind.ANONYMOUS}"),
+    "read_only": re.compile("true|false"),
+    "exchange": re.compile("|".join(Exchange)),
 }
 
 _HINT = "Use git clone, git fetch or git push with this host; it gives no shell. See also: ssh git@host help"
@@ -293,8 +300,14 @@ def _proxy(text: str) -> ProxyCommand:
         raise UsageError(
             f"{PROXY}: the protocol is too long, or the name is not as git-cluster writes it", hint=_OWN_HINT
         )
+    kind = ActorKind(checked.pop("kind"))
+    if (kind is ActorKind.ANONYMOUS) != (not checked["fingerprint"]):
+        raise UsageError(f"{PROXY}: somebody anonymous has no fingerprint, a user has one", hint=_OWN_HINT)
     return ProxyCommand(
         Service(checked.pop("service")),
+        kind=kind,
+        read_only=checked.pop("read_only") == "true",
+        exchange=Exchange(checked.pop("exchange")),
         certified_until=None if certified is None else _moment(_said("certified_until", certified)),
         **checked,
     )

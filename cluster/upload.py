@@ -8,6 +8,7 @@ where one did, the newest version is waited for, and Git lists again.
     v2         the answer to each "ls-refs", by a Git process of its own that gets that one request; what comes before
                it lists nothing, and is remembered
     archive    what follows the client's request, up to its first piece: Git is started anew with the same request
+    over HTTP  the advertisement, of receive-pack, too, is a request of its own, and each further request another one
 
 Objects need no such care: a client asks for them by what it was shown.
 """
@@ -28,7 +29,7 @@ from typing import IO
 from cluster import git
 from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout, UsageError
-from cluster.model import Request, Service, Snapshot
+from cluster.model import Exchange, Request, Service, Snapshot
 from cluster.node import Node
 from cluster.verify import doubt
 
@@ -91,11 +92,14 @@ class _Upload:
     def __init__(self, node: Node, request: Request, client: Client, steady: _Steady) -> None:
         self._path = node.store.path(steady.snapshot.repository.id)
         self._client, self._steady, self._service = client, steady, request.service
+        self._exchange = request.exchange
         self._input = Input(client)
         self._v2 = "version=2" in request.protocol.split(":")
         config = {**git.HIDDEN, "uploadpack.allowFilter": "true"}
         if steady.here:  # of a version that may have been superseded meanwhile
             config["uploadpack.allowAnySHA1InWant"] = "true"
+        if self._service.writes:
+            config["receive.advertisePushOptions"] = "true"
         self._env = git.environment(
             config, **({"GIT_PROTOCOL": request.protocol} if request.protocol else {})
         )
@@ -111,12 +115,44 @@ class _Upload:
         return code
 
     def _run(self) -> int:
+        if self._exchange is Exchange.ADVERTISEMENT:
+            return self._advertise()
+        if self._exchange is Exchange.STATELESS:
+            return self._run_stateless()
         if self._service is Service.UPLOAD_ARCHIVE:
             said, whole = whole_request(self._input)
             return self._carry(*self._begun(said, _archive_begins, more=whole))
         if not self._v2:
             return self._carry(*self._begun(b"", _advertisement))
         return self._run_v2()
+
+    def _advertise(self) -> int:
+        """What there is, alone."""
+        if self._v2 and not self._service.writes and (capabilities := self._capabilities()) is not None:
+            self._client.write(capabilities)
+            return 0
+        code = 0
+
+        def produce() -> bytes:
+            nonlocal code
+            with self._start("--stateless-rpc", "--advertise-refs") as process:
+                out, errors = process.communicate()
+            self._complain(errors)
+            code = process.returncode
+            return out
+
+        self._client.write(self._steady.listing(produce))
+        return code
+
+    def _run_stateless(self) -> int:
+        """One request, said whole before Git answers."""
+        if self._v2:
+            self._requests = _without_listings(self._input, self._answer)
+            first = next(self._requests, b"") or self._input.rest()
+            if first in (b"", FLUSH):
+                return 0
+            self._requests = chain([first], self._requests)
+        return self._carry(self._start("--stateless-rpc"), b"")
 
     def _run_v2(self) -> int:
         """What Git can do is told at once; a process of its starts with the first request that needs one to go on.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from cluster import __version__
-from cluster.cli import access, demo, device, doctor, groups, place, repo, rules, sshd, status, upkeep
+from cluster.cli import access, demo, device, doctor, groups, place, repo, rules, sshd, status, token, upkeep
 from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
@@ -41,6 +41,7 @@ for _command in (
     access.user,
     groups.group_,
     access.key,
+    token.token,
     access.grant,
     access.revoke,
     rules.rule,

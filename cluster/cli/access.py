@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from cluster.db import Database, UserKey
 
 EVERYONE = "everyone"
-RESERVED = (EVERYONE, "operator")
+RESERVED = (EVERYONE, "operator", "anonymous")
 """Names that mean something else where an actor's name stands: in a grant, and in the push log."""
 
 
 def _new_user_name(text: str) -> str:
     if text.lower() in RESERVED:
         raise UsageError(
-            f"a user cannot be called {text}", hint=f"The names {' and '.join(RESERVED)} have a meaning."
+            f"a user cannot be called {text}", hint=f"The names {', '.join(RESERVED)} have a meaning."
         )
     return names.user_name(text)
 

@@ -22,12 +22,25 @@ from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
+from cluster.db.tokens import Token, Tokens
 from cluster.db.who import UserKey, Who, key_gone
 from cluster.db.writes import LockHolder, Writes, lock_label
 
 
 class Database(
-    Who, Own, Groups, Devices, Placing, Repositories, Writes, Replicas, History, Log, Recall, Condition
+    Who,
+    Tokens,
+    Own,
+    Groups,
+    Devices,
+    Placing,
+    Repositories,
+    Writes,
+    Replicas,
+    History,
+    Log,
+    Recall,
+    Condition,
 ):
     """The cluster's PostgreSQL."""
 
@@ -44,6 +57,7 @@ __all__ = [
     "Recollection",
     "Server",
     "Standing",
+    "Token",
     "UserKey",
     "key_gone",
     "lock_label",

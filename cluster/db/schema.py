@@ -9,7 +9,7 @@ import psycopg
 
 from cluster.errors import SchemaMismatch
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The schema that this program speaks. schema.sql is this version; older ones are upgraded by `init`."""
 
 UPGRADES: dict[int, LiteralString] = {
@@ -84,6 +84,73 @@ create table placement_rule (
 );
 alter table replica add column moves_to bigint references device on delete set null;
 create index replica_moves_to on replica (moves_to) where moves_to is not null;
+""",
+    3: """
+create table token (
+    id             bigint generated always as identity primary key,
+    digest         bytea not null unique check (length(digest) = 32),
+    actor_id       bigint not null references actor on delete cascade,
+    comment        text not null default '',
+    read_only      boolean not null,
+    expires_at     timestamptz,
+    created_at     timestamptz not null default now(),
+    last_used_at   timestamptz,
+    last_used_from text
+);
+create index token_actor on token (actor_id);
+create table web_session (
+    digest     bytea primary key check (length(digest) = 32),
+    token_id   bigint not null references token on delete cascade,
+    created_at timestamptz not null default now(),
+    expires_at timestamptz not null
+);
+create index web_session_token on web_session (token_id);
+alter table push add column number bigint;
+create sequence push_number;
+create unique index push_by_number on push (number) where number is not null;
+create index push_unnumbered on push (at) where number is null;
+create index push_lately on push (at);
+create index event_lately on event (at);
+create table webhook (
+    id            bigint generated always as identity primary key,
+    repository_id bigint not null references repository on delete cascade,
+    url           text not null,
+    secret        text not null,
+    enabled       boolean not null default true,
+    delivered     bigint not null,
+    created_at    timestamptz not null default now(),
+    created_by    text not null,
+    leased_until  timestamptz,
+    leased_by     text,
+    delivered_at  timestamptz,
+    attempts      integer not null default 0,
+    last_error    text,
+    last_status   integer,
+    next_try_at   timestamptz,
+    unique (repository_id, url)
+);
+create table measurement (
+    device_id bigint not null references device on delete cascade,
+    at        timestamptz not null,
+    pushes    integer not null default 0,
+    reads     integer not null default 0,
+    failures  integer not null default 0,
+    push_p50  real,
+    push_p99  real,
+    read_p50  real,
+    read_p99  real,
+    behind    integer not null default 0,
+    lag       real,
+    primary key (device_id, at)
+);
+create index measurement_at on measurement (at);
+create table copies (
+    repository_id bigint not null references repository on delete cascade,
+    at            timestamptz not null default now(),
+    copies        integer not null,
+    wanted        integer not null,
+    primary key (repository_id, at)
+);
 """,
 }
 """For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""

@@ -35,9 +35,21 @@ KEY_COUNTS: LiteralString = """
     (k.expires_at is null or k.expires_at > now()) and d.mode is distinct from 'disabled' and a.disabled_at is null"""
 """Whether key `k` of user `a` or device `d` (the other is null) proves anybody now."""
 
+TOKEN = "token:"  # noqa: S105 - a prefix
+"""What an actor's fingerprint begins with whom a token proved; its number follows."""
+
+COUNTS_AS_PROOF: LiteralString = """
+    (t.expires_at is null or t.expires_at > now()) and a.disabled_at is null"""
+"""Whether token `t` of user `a` proves them now."""
+
 STILL_PROVEN: LiteralString = (
     """
     case when %(proof)s::text is null then true
+         when %(token)s::bigint is not null then %(kind)s = 'user' and exists (
+              select from token t join actor a on a.id = t.actor_id
+               where t.id = %(token)s and a.name = %(who)s and t.read_only = %(read_only)s and """
+    + COUNTS_AS_PROOF
+    + """)
          when %(certified_until)s::timestamptz is not null then %(certified_until)s::timestamptz > now()
               and %(kind)s = 'user' and exists (select from actor where name = %(who)s and disabled_at is null)
          else exists (select from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
@@ -53,7 +65,12 @@ a device that acts for a user cannot name another device, or an operator, as if 
 
 def proof_of(actor: Actor | None) -> dict[str, Any]:
     """The parameters of STILL_PROVEN."""
+    if actor and actor.kind is ActorKind.ANONYMOUS:
+        actor = None
+    token = actor.fingerprint.removeprefix(TOKEN) if actor and actor.fingerprint.startswith(TOKEN) else None
     return {
+        "token": int(token) if token else None,
+        "read_only": actor.read_only if actor else None,
         "proof": actor.fingerprint if actor else None,
         "who": actor.name if actor else None,
         "kind": actor.kind.value if actor else None,

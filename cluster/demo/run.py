@@ -160,7 +160,7 @@ class Demo:
                 {
                     "name": device.name,
                     "ssh": device.url,
-                    "http": None,
+                    "http": device.http_url,
                     "pid": device.pid,
                     "config": str(device.config),
                 }

@@ -1,0 +1,83 @@
+"""Which path is whose. Everything of ours is below /-/, which no repository can be called; the rest is repositories.
+
+/<repository>/info/refs, git-upload-pack, git-receive-pack      Git                  git.py
+/-/…                                                            routes of Starlette  the other modules
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from cluster.endpoint import unforeseen
+from cluster.errors import ClusterError, NotFound
+from cluster.http.answers import in_words
+from cluster.http.git import Git, asked, realm
+from cluster.http.site import Site
+from cluster.http.who import address_of
+
+_log = logging.getLogger(__name__)
+
+
+def routes(site: Site) -> list[BaseRoute]:
+    """Of everything below /-/."""
+    return []
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, site: Site) -> None:
+        self._site, self._git = site, Git(site)
+        self._pages = Starlette(
+            routes=[*routes(site), Route("/", _home)],
+            exception_handlers={
+                ClusterError: self._told,
+                HTTPException: self._told_plainly,
+            },
+        )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            ask = None
+            if not scope["path"].startswith("/-/"):
+                ask = asked(
+                    scope["method"], scope["path"], dict(parse_qsl(scope["query_string"].decode("latin-1")))
+                )
+            if ask is not None:
+                await self._git.answer(ask, scope, receive, send)
+            else:
+                await self._pages(scope, receive, send)
+        except ClusterError as error:
+            await in_words(error, realm(self._site))(scope, receive, send)
+        except Exception:
+            unforeseen_error = unforeseen(address_of(scope))
+            await in_words(unforeseen_error, realm(self._site))(scope, receive, send)
+
+    async def _told(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, ClusterError)
+        return in_words(error, realm(self._site))
+
+    async def _told_plainly(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return in_words(
+                NotFound("there is nothing at this address", hint="the status page is at /-/"),
+                realm(self._site),
+            )
+        return PlainTextResponse(
+            f"cluster: error: {error.detail}\n", error.status_code, headers=error.headers
+        )
+
+
+async def _home(request: Request) -> Response:
+    return RedirectResponse("/-/", 302)

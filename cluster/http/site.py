@@ -1,0 +1,46 @@
+"""What everything behind the HTTP endpoint works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from cluster.config import HttpSection
+from cluster.http.who import Who
+from cluster.node import Node
+from cluster.requests import Requests
+
+T = TypeVar("T")
+
+SESSIONS = 1000
+"""Requests of Git's at once, each with a thread; [limits] ends those of one user or address long before."""
+
+QUESTIONS = 16
+"""Short questions to the database at once: pages, the API, who somebody is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """stopping: set when the daemon begins to stop; whoever streams for ever ends then."""
+
+    node: Node
+    requests: Requests
+    section: HttpSection
+    who: Who
+    stopping: Event = field(default_factory=Event)
+    sessions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(SESSIONS))
+    questions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(QUESTIONS))
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """Something short that waits for the database or a disk, without making the endpoint wait."""
+        return await anyio.to_thread.run_sync(question, limiter=self.questions)
+
+
+def open_site(node: Node, requests: Requests, section: HttpSection) -> Site:
+    who = Who(node.db, anonymous=section.anonymous == "read", failed_logins=node.limits.failed_logins)
+    return Site(node, requests, section, who)
