@@ -117,11 +117,11 @@ class _Upload:
     def _run(self) -> int:
         if self._exchange is Exchange.ADVERTISEMENT:
             return self._advertise()
-        if self._exchange is Exchange.STATELESS:
-            return self._run_stateless()
         if self._service is Service.UPLOAD_ARCHIVE:
             said, whole = whole_request(self._input)
             return self._carry(*self._begun(said, _archive_begins, more=whole))
+        if self._exchange is Exchange.STATELESS:
+            return self._run_stateless()
         if not self._v2:
             return self._carry(*self._begun(b"", _advertisement))
         return self._run_v2()

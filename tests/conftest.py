@@ -15,6 +15,7 @@ import pytest
 from cluster import embedded
 from cluster.peer import Peers
 from tests.cluster_fixture import Cluster, Project
+from tests.http_fixture import HttpCluster
 from tests.openssh_fixture import OpenSSHCluster
 from tests.ssh_fixture import Place, git, until
 
@@ -45,7 +46,7 @@ def database_url(postgres: str) -> Iterator[str]:
         yield url
 
 
-ENDPOINTS = ("built-in", "openssh", "openssh, no daemon on a")
+ENDPOINTS = ("built-in", "openssh", "openssh, no daemon on a", "http")
 """What may stand at the URL of a device. A file that says `ENDPOINTS = True` has all its tests run with each; one that
 names some, with those."""
 
@@ -72,6 +73,8 @@ def new_cluster(
 ) -> Cluster:
     if endpoint == "built-in":
         return Cluster(directory, database, writes, sections)
+    if endpoint == "http":
+        return HttpCluster(directory, database, writes, sections)
     without = "a" if "no daemon" in endpoint else ""
     return OpenSSHCluster(directory, database, writes, sections, without_daemon=without)
 

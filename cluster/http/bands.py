@@ -30,16 +30,14 @@ class Bands:
         self.lines: list[str] = []
         """Said, and not in the answer yet. Those that are left at its end have not been told."""
         self._rest = b""
-        self._open = self._over = False
+        self._over = False
 
-    def say(self, line: str) -> bytes:
-        """What to send at once, where that is possible: b"" while the line has to wait."""
+    def say(self, line: str) -> None:
         self.lines.append(line)
-        return self._told() if self._open and not self._rest else b""
 
     def feed(self, data: bytes) -> bytes:
         """What goes out, of what Git answers."""
-        if self._open or self._over:
+        if self._over:
             return data
         at, data = 0, self._rest + data
         while len(data) - at >= 5 and _LENGTH.fullmatch(data, at, at + 4):

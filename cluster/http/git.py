@@ -3,6 +3,7 @@
     GET  /<repository>[.git]/info/refs?service=git-upload-pack|git-receive-pack    what there is: a read, no lock
     POST /<repository>[.git]/git-upload-pack                                       a clone or fetch
     POST /<repository>[.git]/git-receive-pack                                      a push
+    POST /<repository>[.git]/git-upload-archive                                    an archive, by Git 2.44 or newer
 
 What is to be said to the person goes into the answer, where that has a place for it (bands.py); what is said during a
 listing, which has none, is told with the next answer on that connection. Errors are words: the body of a status where
@@ -15,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +27,15 @@ from starlette.responses import Response
 
 from cluster.client import CHUNK
 from cluster.endpoint import git_protocol, unforeseen
-from cluster.errors import ClusterError, NotFound, Refused, UsageError
+from cluster.errors import ClientGone, ClusterError, NotFound, Refused, UsageError
 from cluster.http.answers import in_words
 from cluster.http.git_client import HttpClient
 from cluster.http.server import ABORT
 from cluster.http.site import Site
 from cluster.http.who import GET_ONE, Unauthenticated, address_of
 from cluster.model import ActorKind, Exchange, Request, Service
-from cluster.names import repository_name
-from cluster.report import Commands
+from cluster.names import repository_name, shown
+from cluster.report import Commands, frame
 
 MOST_NEGOTIATION = 64 << 20
 """Bytes of what a client has and wants, expanded. Git's own http-backend takes 10 MiB of it."""
@@ -45,7 +47,7 @@ REMEMBERED = 60.0
 FINISH = 30.0
 """Seconds in which a client has to take the last bytes of an answer, once its session has ended."""
 
-SERVICES = {service.value: service for service in (Service.UPLOAD_PACK, Service.RECEIVE_PACK)}
+SERVICES = {service.value: service for service in Service}
 
 _NO_CACHE = [
     (b"cache-control", b"no-cache, max-age=0, must-revalidate"),
@@ -80,8 +82,8 @@ def asked(method: str, path: str, query: dict[str, str]) -> Ask | None:
         service = query.get("service")
         if service is None:
             raise _dumb()
-        if service not in SERVICES:
-            raise UsageError(f"there is no such service over HTTP; there are {' and '.join(SERVICES)}")
+        if service not in SERVICES or service == Service.UPLOAD_ARCHIVE:
+            raise UsageError(f"{shown(service)} is no service that lists refs", hint="use Git's own client")
         return Ask(name, SERVICES[service], Exchange.ADVERTISEMENT)
     if "/-/" not in path and (path.endswith("/HEAD") or "/objects/" in path):
         raise _dumb()
@@ -173,11 +175,15 @@ class Git:
         error = self._session(request, client)
         if error is None:
             return None
-        if client.gone or client.started:
-            _log.info("%s: %s: %s", request.address, request.service, error.what)
+        if not client.started and not client.gone:
+            return self._refusal(request, client, error)
+        _log.info("%s: %s: %s", request.address, request.service, error.what)
+        if client.gone or not request.moves_refs or client.whole:
             client.hang_up()  # half an answer must not look like a whole one
-            return None
-        return self._refusal(request, client, error)
+        else:
+            with suppress(ClientGone):
+                client.write(_pushed(error, client))
+        return None
 
     def _session(self, request: Request, client: HttpClient) -> ClusterError | None:
         try:
@@ -188,8 +194,8 @@ class Git:
             return unforeseen(request.address)
         if client.fault and not client.started:
             return UsageError(f"the body of this request cannot be used: {client.fault}", hint="try again")
-        if code and not client.started:  # another device has said why
-            said = [line.removeprefix("error: ") for line in client.unsaid()]
+        if code and not (client.whole if request.moves_refs else client.started):
+            said = [line.removeprefix("error: ") for line in client.unsaid()]  # by another device
             return Refused(said[0] if said else "Git could not answer this", hint=" ".join(said[1:]))
         return None
 
@@ -255,13 +261,17 @@ def _error_packet(error: ClusterError) -> bytes:
 
 
 def _pushed(error: ClusterError, client: HttpClient) -> bytes:
-    """A push that ended before Git began, for a client that may know side-bands: its first line says so."""
+    """A push that ended without a report of Git's, for a client that may know side-bands: its first line says so.
+
+    Git's own words come first: over SSH they would have been on standard error.
+    """
+    while not client.head and client.read(CHUNK):
+        pass
     commands = Commands(1)
-    while not commands.capabilities and (data := client.read(CHUNK)):
-        commands.feed(data)
+    commands.feed(client.head)
     first, *rest = error.lines()
     if b"side-band-64k" in commands.capabilities:
-        lines = [*(f"cluster: {line}" for line in rest), f"cluster: error: {first}"]
-        packets = [pkt_line(b"\2" + line.encode() + b"\n") for line in lines[:-1]]
-        return b"".join([*packets, pkt_line(b"\3" + lines[-1].encode() + b"\n")])
+        lines = [*client.words.splitlines(), *(f"cluster: {line}".encode() for line in rest)]
+        packets = [frame(b"\2", line + b"\n") for line in lines]
+        return b"".join([*packets, frame(b"\3", f"cluster: error: {first}\n".encode())])
     return bytes(pkt_line(f"unpack {first}\n".encode()) + pkt_line(None))

@@ -31,6 +31,10 @@ MOST = 1 << 20
 PIECE = 256 * 1024
 """Bytes of a response that are handed to the server at once, at the most."""
 
+MOST_HEAD = 64 * 1024
+MOST_WORDS = 4096
+"""Bytes that are remembered of how a body begins, and of what Git says on its standard error."""
+
 _log = logging.getLogger(__name__)
 
 Receive = Callable[[], Any]
@@ -74,6 +78,11 @@ class HttpClient:
         """Whether the response has begun, so that its status cannot be another any more."""
         self.fault = ""
         """What is wrong with the body, where something is."""
+        self.head = b""
+        """How the body begins, expanded."""
+        self.words = b""
+        """What Git has said on its standard error, the end of it."""
+        self._tail = b""
 
     # ------------------------------------------------------------------------------------ the session's side
 
@@ -83,6 +92,8 @@ class HttpClient:
         else:
             data = self._inflated(size)
         self._expanded += len(data)
+        if len(self.head) < MOST_HEAD:
+            self.head += data[:MOST_HEAD]
         if self._most is not None and self._expanded > self._most:
             return self._spoiled(f"this request has more than {self._most >> 20} MiB")
         return data
@@ -138,15 +149,22 @@ class HttpClient:
             if not data:
                 return
             self.started = True
+            self._tail = (self._tail + data[-4:])[-4:]
             self._out.append(data)
             self._out_size += len(data)
         self._call(self._more.set)
+
+    @property
+    def whole(self) -> bool:
+        """Whether what was written ends as a whole answer of Git's does, with a flush."""
+        return self._tail == b"0000"
 
     def write_error(self, data: bytes) -> None:
         for line in data.decode(errors="replace").splitlines():
             if line.startswith(PREFIX):  # of another device, which has said it to its standard error
                 self.say(line.removeprefix(PREFIX))
             elif line:
+                self.words = (self.words + line.encode() + b"\n")[-MOST_WORDS:]
                 _log.debug("git: %s", line)
 
     def say(self, line: str) -> None:
