@@ -74,6 +74,16 @@ class Memory:
             )
         return found
 
+    def token(self, digest: bytes) -> Actor:
+        """The same for a token, by what is kept of it."""
+        found = self._memory.what.tokens.get(digest) if self._memory else None
+        if found is None:
+            raise DatabaseUnavailable(
+                "the database is away, and this token was not known when it was last seen",
+                hint="try again in a moment",
+            )
+        return found
+
     def look(self) -> None:
         """Remember what the database says now. DatabaseUnavailable."""
         at, clock = datetime.now(UTC), time.monotonic()
@@ -149,11 +159,9 @@ def fit(copy: Copy, marker: Marker, disk: Checksum) -> bool:
 
 def _may_read(what: Recollection, request: Request) -> bool:
     actor = request.actor
-    if (
-        request.service.writes
-        or actor.kind is not ActorKind.USER
-        or what.actors.get(actor.fingerprint) != actor
-    ):
+    if request.service.writes or actor.kind not in (ActorKind.USER, ActorKind.ANONYMOUS):
+        return False
+    if actor.kind is ActorKind.USER and what.actors.get(actor.fingerprint) != actor:
         return False
     grants = what.grants.get(None, ()) + what.grants.get(actor.name, ())
     return access.decide(grants, actor, request.repository).allows(Level.READ)

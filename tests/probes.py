@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import paramiko  # type: ignore[import-untyped,unused-ignore]
+from dulwich.protocol import Protocol, pkt_line
 
 from cluster import keys
 from cluster.keyfiles import write_keypair
 from cluster.loopback import LoopbackDevice
-from tests.cluster_fixture import Cluster
+from tests.cluster_fixture import Cluster, Project
 
 PATIENCE = 30.0
 """Seconds for an answer over loopback; a test that needs them fails for another reason than slowness."""
@@ -142,3 +146,26 @@ def presentable(text: str, cluster: Cluster) -> None:
     assert str(cluster.directory) not in text, text
     assert not re.search(r"\b(select|insert|update|delete) .* (from|into|set|where)\b", text), text
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text), ascii(text)
+
+
+def archive(app: Project, device: str, *words: str) -> bytes:
+    """`git archive --remote`. Git speaks that over HTTP from 2.44 on; its request is made here."""
+    if not app.url(device).startswith("http:"):
+        done = subprocess.run(
+            ["git", "archive", f"--remote={app.url(device)}", *words],
+            env=app.cluster.git_environment(),
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+    answer = httpx.post(
+        f"{app.url(device)}/git-upload-archive",
+        content=b"".join(pkt_line(f"argument {word}\n".encode()) for word in words) + b"0000",
+        headers={"Content-Type": "application/x-git-upload-archive-request"},
+    )
+    assert answer.headers["content-type"] == "application/x-git-upload-archive-result", answer.text
+    packets = list(Protocol(BytesIO(answer.content).read, lambda data: None).read_pkt_seq())
+    assert packets == [b"ACK\n"]
+    bands = Protocol(BytesIO(answer.content[len(b"0008ACK\n0000") :]).read, lambda data: None).read_pkt_seq()
+    return b"".join(packet[1:] for packet in bands if packet[:1] == b"\1")

@@ -440,6 +440,30 @@ def test_reads_while_the_database_is_away(make: Callable[..., Apart]) -> None:
     assert "database" not in cluster.git("ls-remote", cluster.url("a")).err
 
 
+def test_the_same_over_http(make: Callable[..., Apart]) -> None:
+    cluster = make(stale=True)
+    secret = cluster.admin("token", "add", "demo").out.strip()
+    cluster.create("public/app")
+    cluster.db.grant(Level.READ, None, "public/*")
+    port = cluster.devices["b"].http_port
+    mine, anybodys = f"http://demo:{secret}@127.0.0.1:{port}/team/app", f"http://127.0.0.1:{port}/public/app"
+    assert cluster.git("ls-remote", anybodys).code == 0
+    cluster.wait(lambda: cluster.converged("public/app"), "the new repository is there")
+    since = cluster.wait(
+        lambda: cluster.db.recall("b").tokens and cluster.git("ls-remote", mine).code == 0,
+        "the token is known",
+    )
+    assert since
+    restart(cluster, "b")  # it remembers from its start on
+    cluster.server.stop()
+    cloned = cluster.git("clone", mine, str(cluster.directory / "clone"))
+    assert cloned.code == 0 and re.search(AS_OF, cloned.err), cloned.text
+    assert cluster.git("ls-remote", anybodys).code == 0
+    told_once(cluster, cluster.git("push", mine, "main", cwd=cluster.directory / "work"))
+    wrong = f"http://demo:gct_{'x' * 43}@127.0.0.1:{port}/team/app"
+    told_once(cluster, cluster.git("ls-remote", wrong))
+
+
 def test_a_database_that_hangs_and_reads_that_need_not_wait_for_it(make: Callable[..., Apart]) -> None:
     cluster = make(stale=True)
     cluster.proxy.hang()

@@ -7,11 +7,10 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
-import httpx
 import pytest
-from dulwich.protocol import Protocol, pkt_line
 
 from tests.cluster_fixture import Cluster, Project, RawPush
+from tests.probes import archive
 
 ENDPOINTS = True
 
@@ -394,29 +393,6 @@ def test_a_partial_clone_fetches_blobs_when_it_needs_them(app: Project) -> None:
     app.pushed("b", "HEAD:main", cwd=partial)
     assert (app.clone("a") / "big").read_text() == "y"
     app.converge()
-
-
-def archive(app: Project, device: str, *words: str) -> bytes:
-    """`git archive --remote`. Git speaks that over HTTP from 2.44 on; its request is made here."""
-    if not app.url(device).startswith("http:"):
-        done = subprocess.run(
-            ["git", "archive", f"--remote={app.url(device)}", *words],
-            env=app.cluster.git_environment(),
-            capture_output=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout
-    answer = httpx.post(
-        f"{app.url(device)}/git-upload-archive",
-        content=b"".join(pkt_line(f"argument {word}\n".encode()) for word in words) + b"0000",
-        headers={"Content-Type": "application/x-git-upload-archive-request"},
-    )
-    assert answer.headers["content-type"] == "application/x-git-upload-archive-result", answer.text
-    packets = list(Protocol(BytesIO(answer.content).read, lambda data: None).read_pkt_seq())
-    assert packets == [b"ACK\n"]
-    bands = Protocol(BytesIO(answer.content[len(b"0008ACK\n0000") :]).read, lambda data: None).read_pkt_seq()
-    return b"".join(packet[1:] for packet in bands if packet[:1] == b"\1")
 
 
 def test_archive(app: Project) -> None:

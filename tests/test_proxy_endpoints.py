@@ -3,13 +3,12 @@ passes requests on; to it none is passed on, as it has no heartbeat."""
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
 from tests.cluster_fixture import Cluster, Project
+from tests.probes import archive
 
-ENDPOINTS = ("built-in", "openssh")
+ENDPOINTS = ("built-in", "openssh", "http")
 
 
 @pytest.mark.parametrize("front", ["a", "c"])
@@ -26,11 +25,7 @@ def test_a_repository_of_one_device_is_used_through_another(devices: Cluster, fr
         listed = devices.git("-c", version, "ls-remote", project.url(front))
         assert (listed.code, listed.err) == (0, "") and f"{new}\trefs/heads/main" in listed.out
         assert project.git("rev-parse", "HEAD", cwd=project.clone(front)) == new
-    tar = subprocess.run(
-        ["git", "archive", f"--remote={project.url(front)}", "main"],
-        env=devices.git_environment(), cwd=devices.directory, capture_output=True, check=True,
-    )  # fmt: skip
-    assert b"by-protocol-2.txt" in tar.stdout and tar.stderr == b""
+    assert b"by-protocol-2.txt" in archive(project, front, "main")
     refused = project.refused(front, "--delete", "main")
     assert "refusing to delete the current branch" in refused.err
     entry = project.log()[-1]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.db.connections import Connections
-from cluster.db.who import KEY_COUNTS
+from cluster.db.tokens import proven_by_token
+from cluster.db.who import COUNTS_AS_PROOF, KEY_COUNTS
 from cluster.model import Actor, ActorKind, Checksum, Grant, Level, Position, Repository, WhenShort
 
 
@@ -27,8 +28,8 @@ class Copy:
 class Recollection:
     """What the database said at one moment, about everything that a device is asked for.
 
-    actors: whom each fingerprint proves: users and devices. grants: by user, those to their groups too; None: to
-    everyone. copies: by name.
+    actors: whom each fingerprint proves: users and devices. tokens: whom each digest of one does.
+    grants: by user, those to their groups too; None: to everyone. copies: by name.
     serves: whether the device was not disabled.
     """
 
@@ -36,6 +37,7 @@ class Recollection:
     grants: Mapping[str | None, tuple[Grant, ...]]
     copies: Mapping[str, Copy]
     serves: bool
+    tokens: Mapping[bytes, Actor]
 
 
 class Recall(Connections):
@@ -50,6 +52,10 @@ class Recall(Connections):
                      from key k left join actor a on a.id = k.actor_id left join device d on d.id = k.device_id
                     where num_nonnulls(k.actor_id, k.device_id) = 1 and """
                 + KEY_COUNTS
+            ).fetchall()
+            tokens = connection.execute(
+                """select t.id, t.digest, t.read_only, a.name from token t join actor a on a.id = t.actor_id where """
+                + COUNTS_AS_PROOF
             ).fetchall()
             grants = connection.execute(
                 """select coalesce(a.name, m.name) as name, coalesce(a.name, '@' || q.name) as actor, g.pattern, g.level
@@ -75,8 +81,11 @@ class Recall(Connections):
             by_user.setdefault(row["name"], []).append(
                 Grant(row["actor"], row["pattern"], Level(row["level"]))
             )
+        by_token = {row["digest"]: proven_by_token(row) for row in tokens}
         return Recollection(
-            actors={
+            tokens=by_token,
+            actors={actor.fingerprint: actor for actor in by_token.values()}
+            | {
                 row["fingerprint"]: Actor(
                     ActorKind.DEVICE if row["device_name"] else ActorKind.USER,
                     row["device_name"] or row["user_name"],

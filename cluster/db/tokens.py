@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cluster.db.connections import Connections
+from cluster.db.rows import Row
 from cluster.db.who import COUNTS_AS_PROOF, TOKEN, no_user
 from cluster.errors import NotFound
 from cluster.model import Actor, ActorKind
@@ -93,7 +94,7 @@ class Tokens(Connections):
                 "update token set last_used_at = now(), last_used_from = %(address)s where id = %(id)s",
                 {"id": rows[0]["id"], "address": address},
             )
-        return _proven(rows[0])
+        return proven_by_token(rows[0])
 
     # Browsers
 
@@ -115,12 +116,13 @@ class Tokens(Connections):
             + COUNTS_AS_PROOF,
             {"digest": digest},
         )
-        return _proven(rows[0]) if rows else None
+        return proven_by_token(rows[0]) if rows else None
 
     def end_web_session(self, digest: bytes) -> None:
         """One that is not there is ended already."""
         self._write("delete from web_session where digest = %(digest)s", {"digest": digest})
 
 
-def _proven(row: dict[str, object]) -> Actor:
+def proven_by_token(row: Row) -> Actor:
+    """The actor of a token's id and read_only, and its user's name."""
     return Actor(ActorKind.USER, str(row["name"]), f"{TOKEN}{row['id']}", read_only=bool(row["read_only"]))

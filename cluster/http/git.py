@@ -27,7 +27,7 @@ from starlette.responses import Response
 
 from cluster.client import CHUNK
 from cluster.endpoint import git_protocol, unforeseen
-from cluster.errors import ClientGone, ClusterError, NotFound, Refused, UsageError
+from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, NotFound, Refused, UsageError
 from cluster.http.answers import in_words
 from cluster.http.git_client import HttpClient
 from cluster.http.server import ABORT
@@ -202,8 +202,11 @@ class Git:
     def _refusal(self, request: Request, client: HttpClient, error: ClusterError) -> Response:
         """No, in the words that the request's kind of answer has for it."""
         actor = request.actor
-        if isinstance(error, Refused) and actor.kind is ActorKind.ANONYMOUS:
-            error = Unauthenticated(_who_are_you(request, error), hint=GET_ONE)
+        if actor.kind is ActorKind.ANONYMOUS:
+            if isinstance(error, Refused):
+                error = Unauthenticated(_who_are_you(request, error), hint=GET_ONE)
+            elif isinstance(error, DatabaseUnavailable) and self._site.node.memory is not None:
+                error = Unauthenticated(error.what, hint=error.hint)  # a token may be remembered
         if request.exchange is Exchange.ADVERTISEMENT or isinstance(error, Unauthenticated | UsageError):
             return self._in_words(error)
         body = _pushed(error, client) if request.service.writes else _error_packet(error)

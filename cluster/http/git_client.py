@@ -171,6 +171,7 @@ class HttpClient:
         with self._changed:
             gone = self._gone
         if not gone:
+            _log.debug("said: %s", line)
             self._bands.say(line)
 
     def send_from(self, fd: int, stirred: Callable[[], None] = lambda: None) -> None:

@@ -51,5 +51,10 @@ class Site:
 
 
 def open_site(node: Node, requests: Requests, section: HttpSection) -> Site:
-    who = Who(node.db, anonymous=section.anonymous == "read", failed_logins=node.limits.failed_logins)
+    who = Who(
+        node.db,
+        anonymous=section.anonymous == "read",
+        failed_logins=node.limits.failed_logins,
+        memory=node.memory,
+    )
     return Site(node, requests, section, who)

@@ -22,9 +22,10 @@ from starlette.requests import HTTPConnection
 
 from cluster import tokens
 from cluster.db import Database
-from cluster.errors import Refused
+from cluster.errors import DatabaseUnavailable, Refused
 from cluster.limits import FailedLogins, Slowed
 from cluster.model import ANONYMOUS, Actor
+from cluster.stale import Memory
 
 COOKIE = "git_cluster_session"
 SESSION = 12 * 3600.0
@@ -41,8 +42,10 @@ class Unauthenticated(Refused):
 class Who:
     """Looks up whom requests are from."""
 
-    def __init__(self, db: Database, *, anonymous: bool, failed_logins: int) -> None:
-        self._db, self._anonymous = db, anonymous
+    def __init__(
+        self, db: Database, *, anonymous: bool, failed_logins: int, memory: Memory | None = None
+    ) -> None:
+        self._db, self._anonymous, self._memory = db, anonymous, memory
         self._failed = FailedLogins(failed_logins)
         self._most = failed_logins
         self._limiter = anyio.CapacityLimiter(16)
@@ -67,7 +70,7 @@ class Who:
     async def prove(self, secret: str, address: str) -> Actor:
         """Whom a token proves. Unauthenticated, after a while where it was wrong before."""
         digest = tokens.digest(secret)
-        found = await self._ask(lambda: self._db.whose_token(digest, address)) if digest else None
+        found = await self._ask(lambda: self._look_up(digest, address)) if digest else None
         if found is not None:
             self._failed.succeeded(address)
             return found
@@ -78,6 +81,14 @@ class Who:
             _log.info("%s: a token that is nobody's", address)
         await asyncio.sleep(self._failed.delay(address))
         raise Unauthenticated("this token is not known here, or has ended", hint=GET_ONE)
+
+    def _look_up(self, digest: bytes, address: str) -> Actor | None:
+        try:
+            return self._db.whose_token(digest, address)
+        except DatabaseUnavailable:
+            if self._memory is None:
+                raise
+            return self._memory.token(digest)
 
     # Browsers
 
