@@ -5,6 +5,7 @@
     ├── ConfigError               a configuration file that cannot be used
     ├── Refused                   who asks may not do that, or there is no such thing
     │   ├── NotFound
+    │   ├── Exists                what is to be made is there already
     │   └── StillNeeded           a replica that cannot be removed yet; waiting may help
     ├── DatabaseUnavailable       PostgreSQL cannot be reached, or dropped us
     │   └── SchemaMismatch        it is reached and holds another schema than ours
@@ -54,6 +55,10 @@ class Refused(ClusterError):
 
 
 class NotFound(Refused):
+    pass
+
+
+class Exists(Refused):
     pass
 
 

@@ -41,6 +41,11 @@ def shown(text: str, limit: int = 60) -> str:
     return literal if len(literal) <= limit + 2 else f"{literal[: limit - 2]}...{literal[0]}"
 
 
+RESERVED_USERS = ("everyone", "operator", "anonymous")
+RESERVED_GROUPS = ("everyone", "operator")
+"""Names that mean something else where an actor's name stands: in a grant, and in the push log."""
+
+
 # Repositories and the patterns of grants
 
 
@@ -156,6 +161,31 @@ def device_name(text: str) -> str:
     return text
 
 
+def ssh_url(text: str) -> str:
+    """Where clients and peers reach a device. As strict as the configuration's: it becomes an argument of ssh, and a
+    line of known_hosts."""
+    host = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]"
+    found = re.fullmatch(
+        rf"ssh://[A-Za-z0-9_][A-Za-z0-9._-]*@(?:{host})(?::([0-9]{{1,5}}))?", text.rstrip("/")
+    )
+    if not found or not 0 < int(found[1] or 22) <= 65535:
+        raise UsageError(
+            f"{shown(text)} is not the SSH URL of a device",
+            hint="Give ssh://user@host or ssh://user@host:port, without a password or a path.",
+        )
+    return text.rstrip("/")
+
+
+def http_url(text: str) -> str:
+    """Where people reach a device by HTTP."""
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", text):
+        raise UsageError(
+            f"{shown(text)} is not the HTTP URL of a device",
+            hint="Give http://host:port or https://host.",
+        )
+    return text.rstrip("/")
+
+
 def zone_name(text: str) -> str:
     """What a device shares with those that would fail together with it; "": nothing is known of that."""
     if text and not _DEVICE.fullmatch(text):
@@ -173,6 +203,25 @@ def user_name(text: str) -> str:
             hint="A user name is 1 to 64 letters, digits and ._@+-, a letter or digit first and last.",
         )
     return text
+
+
+def new_user_name(text: str) -> str:
+    """The name of a user who is to be added: not one that stands for somebody else in a grant or in the push log."""
+    if text.lower() in RESERVED_USERS:
+        raise UsageError(
+            f"a user cannot be called {text}", hint=f"The names {', '.join(RESERVED_USERS)} have a meaning."
+        )
+    return user_name(text)
+
+
+def new_group_name(text: str) -> str:
+    name = group_name(text)
+    if name.lower() in RESERVED_GROUPS:
+        raise UsageError(
+            f"a group cannot be called @{name}",
+            hint=f"The names {' and '.join(RESERVED_GROUPS)} have a meaning.",
+        )
+    return name
 
 
 def group_name(text: str) -> str:

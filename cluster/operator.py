@@ -25,6 +25,7 @@ from cluster import keys
 from cluster.db import Database
 from cluster.errors import (
     ClusterError,
+    Exists,
     Frozen,
     LockTimeout,
     NoSource,
@@ -54,7 +55,17 @@ _REFUSED = "This command registered it, for an hour, in its own database: is tha
 
 _KINDS = {
     kind.__name__: kind
-    for kind in (Refused, NotFound, StillNeeded, WriteConflict, Frozen, LockTimeout, TooFewCopies, NoSource)
+    for kind in (
+        Refused,
+        NotFound,
+        Exists,
+        StillNeeded,
+        WriteConflict,
+        Frozen,
+        LockTimeout,
+        TooFewCopies,
+        NoSource,
+    )
 }
 """What a device's refusal may be. Not PeerFailed, by which we tell that it could not be asked itself."""
 

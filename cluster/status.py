@@ -21,7 +21,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -59,9 +59,25 @@ def document(
 def observe(db: Database, cluster_name: str, only: str | None = None) -> Document:
     """The document as of now; `only`: of this repository and the devices that hold it. NotFound."""
 
-    def look() -> list[Snapshot]:
-        return [db.snapshot(only)] if only else db.snapshots()
+    snapshots, locked = _look(db, lambda: [db.snapshot(only)] if only else db.snapshots())
+    devices = db.devices()
+    if only:
+        devices = [device for device in devices if snapshots[0].of(device.name)]
+    return document(cluster_name, devices, snapshots, locked)
 
+
+def entries(db: Database, names: Sequence[str]) -> list[Document]:
+    """The entries of these repositories as of now, in the order of `names`, without those that there are not."""
+    snapshots, locked = _look(db, lambda: db.snapshots(names))
+    found = {
+        snapshot.repository.name: repository(snapshot, locked=snapshot.repository.id % LOCK_IDS in locked)
+        for snapshot in snapshots
+    }
+    return [found[name] for name in names if name in found]
+
+
+def _look(db: Database, look: Callable[[], list[Snapshot]]) -> tuple[list[Snapshot], set[int]]:
+    """Repositories, and which write locks are held: of those at least whose intents are not left over."""
     snapshots, locked = look(), set[int]()
     if intents := _intents(snapshots):
         # Rows and locks are two statements, and a push may come or go between them. It takes the lock before it
@@ -71,10 +87,7 @@ def observe(db: Database, cluster_name: str, only: str | None = None) -> Documen
         if unheld := {id: token for id, token in intents.items() if id % LOCK_IDS not in locked}:
             later = _intents(look())
             locked |= {id % LOCK_IDS for id, token in unheld.items() if later.get(id) != token}
-    devices = db.devices()
-    if only:
-        devices = [device for device in devices if snapshots[0].of(device.name)]
-    return document(cluster_name, devices, snapshots, locked)
+    return snapshots, locked
 
 
 def _intents(snapshots: Sequence[Snapshot]) -> dict[int, UUID]:

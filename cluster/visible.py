@@ -72,19 +72,27 @@ def _shortest(beginnings: Iterable[str]) -> set[str]:
 
 
 def visible(
-    db: Database, actor: Actor, pattern: str | None = None, *, device: str | None = None, page: int = PAGE
+    db: Database,
+    actor: Actor,
+    pattern: str | None = None,
+    *,
+    part: str = "",
+    after: str = "",
+    device: str | None = None,
+    page: int = PAGE,
 ) -> Iterator[list[Visible]]:
     """Page after page of what `actor` may see of the repositories that `pattern` means (None: of all), by the grants
     of now. Empty pages come, too: between two pages the caller may find that nobody listens any more.
 
-    device: whose copies `here` is about.
+    part: only those whose names hold it, whatever its case. after: go on after this name, which was the last of an
+    earlier listing. device: whose copies `here` is about.
     """
     grants = db.grants_to(actor.name)
     wildcards = [(_literal(grant.pattern), grant) for grant in grants if "*" in grant.pattern]
     by_name: dict[str, list[Grant]] = defaultdict(list)
     for grant in grants:
         by_name[grant.pattern].append(grant)
-    for found in _pages(db, narrowed(grants, pattern), device, page):
+    for found in _pages(db, narrowed(grants, pattern), part, after, device, page):
         seen = []
         for repository in found:
             name = repository.name
@@ -96,22 +104,30 @@ def visible(
         yield seen
 
 
-def _pages(db: Database, ask: Narrowed, device: str | None, page: int) -> Iterator[list[Listed]]:
-    """In the order of names, as far as the database and Python agree on that."""
-    exact = list(ask.exact)
+def _pages(
+    db: Database, ask: Narrowed, part: str, after: str, device: str | None, page: int
+) -> Iterator[list[Listed]]:
+    """In the order of names, as far as the database and Python agree on that: what begins alike comes in the database's
+    order, and all that in Python's. So a listing goes on after any of its names without a gap, where they differ, too.
+    """
+    exact = [name for name in ask.exact if name > after]
     for beginning in ask.beginning:
+        if beginning < after and not after.startswith(beginning):
+            continue
         before = bisect_left(exact, beginning)
-        yield from _called(db, exact[:before], device, page)
+        yield from _called(db, exact[:before], part, device, page)
         del exact[:before]
-        after = ""
-        while found := db.page(beginning, after, page, device=device):
+        last = after if after.startswith(beginning) else ""
+        while found := db.page(beginning, last, page, part=part, device=device):
             yield found
             if len(found) < page:
                 break
-            after = found[-1].name
-    yield from _called(db, exact, device, page)
+            last = found[-1].name
+    yield from _called(db, exact, part, device, page)
 
 
-def _called(db: Database, names: Sequence[str], device: str | None, page: int) -> Iterator[list[Listed]]:
+def _called(
+    db: Database, names: Sequence[str], part: str, device: str | None, page: int
+) -> Iterator[list[Listed]]:
     for start in range(0, len(names), page):
-        yield db.called(names[start : start + page], device=device)
+        yield db.called(names[start : start + page], part=part, device=device)

@@ -5,31 +5,19 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cluster import names, ref_rules
+from cluster import documents, names, ref_rules
 from cluster.cli import show
 from cluster.cli.app import REPOSITORY, App, command, group, json_option, pass_app
+from cluster.documents import EVERYONE
 from cluster.errors import NotFound, UsageError
-from cluster.model import Actor, ActorKind, Level
+from cluster.model import Level
 
 if TYPE_CHECKING:
-    from cluster.db import Database, UserKey
-
-EVERYONE = "everyone"
-RESERVED = (EVERYONE, "operator", "anonymous")
-"""Names that mean something else where an actor's name stands: in a grant, and in the push log."""
-
-
-def _new_user_name(text: str) -> str:
-    if text.lower() in RESERVED:
-        raise UsageError(
-            f"a user cannot be called {text}", hint=f"The names {', '.join(RESERVED)} have a meaning."
-        )
-    return names.user_name(text)
-
+    from cluster.db import UserKey
 
 USER = names.user_name
 ACTOR = names.actor_name
@@ -42,7 +30,7 @@ def user() -> None:
 
 
 @user.command("add")
-@click.argument("name", type=_new_user_name)
+@click.argument("name", type=names.new_user_name)
 @pass_app
 def user_add(app: App, name: str) -> None:
     """Add a person, who then needs a key and a grant."""
@@ -56,21 +44,10 @@ def user_add(app: App, name: str) -> None:
 @pass_app
 def user_list(app: App, as_json: bool) -> None:
     """The users."""
-    from cluster.status import timestamp
-
     with app.database() as db:
         users = db.users()
     if as_json:
-        rows = [
-            {
-                **row,
-                "created_at": timestamp(row["created_at"]),
-                "disabled": row["disabled_at"] is not None,
-                "disabled_at": timestamp(row["disabled_at"]),
-            }
-            for row in users
-        ]
-        show.as_json(rows)
+        show.as_json([documents.user(row) for row in users])
         return
     show.table(
         ["user", "state", "keys", "added"],
@@ -142,23 +119,10 @@ def key_add(app: App, user: str, file: Path, expires: str | None) -> None:
 @pass_app
 def key_list(app: App, user: str | None, as_json: bool) -> None:
     """The keys of all users, or of one."""
-    from cluster.status import timestamp
-
     with app.database() as db:
         found = db.keys(user)
     if as_json:
-        rows = [
-            {
-                "user": key.user,
-                "fingerprint": key.fingerprint,
-                "public_key": key.public_key,
-                "comment": key.comment,
-                "created_at": timestamp(key.created_at),
-                "expires_at": timestamp(key.expires_at),
-            }
-            for key in found
-        ]
-        show.as_json(rows)
+        show.as_json([documents.key(key) for key in found])
         return
     show.table(
         ["user", "fingerprint", "type", "added", "expires", "comment"],
@@ -222,6 +186,8 @@ _add_grant(Level.ADMIN, "administer")
 @pass_app
 def grant_list(app: App, actor: str | None, as_json: bool) -> None:
     """All grants, or those that concern one user; those to one @group."""
+    from cluster.explaining import user_row
+
     with app.database() as db:
         if actor and actor.startswith("@"):
             if actor[1:] not in {row["name"] for row in db.groups()}:
@@ -229,11 +195,10 @@ def grant_list(app: App, actor: str | None, as_json: bool) -> None:
             grants = [grant for grant in db.grants() if grant.actor == actor]
         else:
             if actor and actor != EVERYONE:
-                _user(db, actor)
+                user_row(db, actor)
             grants = db.grants(actor)
     if as_json:
-        rows = [{"actor": g.actor or EVERYONE, "level": g.level.value, "pattern": g.pattern} for g in grants]
-        show.as_json(rows)
+        show.as_json([documents.grant(grant) for grant in grants])
         return
     show.table(
         ["actor", "level", "pattern"],
@@ -263,53 +228,12 @@ def access(app: App, actor: str, repository: str, ref: str | None, as_json: bool
     """What ACTOR, a user or `everyone`, may do to REPO, and which grant says so; with REF (main, refs/tags/v1), what a
     push of theirs may do to that, and which rule says so. REPO need not exist yet.
     """
-    from cluster.access import decide
+    from cluster.explaining import explain
 
     with app.database() as db:
-        row = None if actor == EVERYONE else _user(db, actor)
-        name = None if actor == EVERYONE else actor
-        grants = [grant for grant in db.grants(name) if name or grant.actor is None]
-        rules = [rule for rule in db.rules(name) if name or rule.actor is None]
-        exists = True
-        try:
-            db.snapshot(repository)
-        except NotFound:
-            exists = False
-    who = Actor(ActorKind.USER, actor, "")
-    decision = decide(grants, who, repository)
-    on_ref = ref_rules.decide(rules, who, repository, ref) if ref else None
-    may = ref_rules.listed(on_ref.may if on_ref and decision.allows(Level.WRITE) else ())
-    notes = [] if exists else [f"there is no repository {repository} yet"]
-    if row and row["disabled_at"]:
-        notes.append(f"{actor} is disabled, and so may nothing now: `git-cluster user enable {actor}`")
-    if row and not row["keys"]:
-        notes.append(f"{actor} has no key yet: `git-cluster key add {actor} FILE`")
+        told = explain(db, actor, repository, ref)
     if as_json:
-        show.as_json(
-            {
-                "actor": actor,
-                "repository": repository,
-                "exists": exists,
-                "level": decision.level.value if decision.level else None,
-                "because": decision.because,
-                "pattern": decision.grant.pattern if decision.grant else None,
-                "disabled": bool(row and row["disabled_at"]),
-                "ref": ref,
-                "may": may if ref else None,
-                "rule": (on_ref.because or None) if on_ref else None,
-            }
-        )
+        show.as_json(told.document)
         return
-    lines = [decision.because]
-    if on_ref:
-        lines.append(on_ref.explained(actor, str(ref), writes=decision.allows(Level.WRITE)))
-    for line in (*lines, *notes):
+    for line in told.lines:
         click.echo(line)
-
-
-def _user(db: Database, name: str) -> dict[str, Any]:
-    """A row of `users`. NotFound."""
-    for row in db.users():
-        if row["name"] == name:
-            return row
-    raise NotFound(f"there is no user {name}", hint="`git-cluster user list` shows them")

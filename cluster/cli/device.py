@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from cluster import names
+from cluster import documents, names
 from cluster.cli import show
 from cluster.cli.app import DEVICE, App, group, json_option, pass_app
 from cluster.errors import Refused, UsageError
@@ -24,29 +23,6 @@ def device() -> None:
     """The machines that hold repositories."""
 
 
-def _ssh_url(text: str) -> str:
-    """As strict as the configuration's: it becomes an argument of ssh, and a line of known_hosts."""
-    host = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]"
-    found = re.fullmatch(
-        rf"ssh://[A-Za-z0-9_][A-Za-z0-9._-]*@(?:{host})(?::([0-9]{{1,5}}))?", text.rstrip("/")
-    )
-    if not found or not 0 < int(found[1] or 22) <= 65535:
-        raise UsageError(
-            f"{names.shown(text)} is not the SSH URL of a device",
-            hint="Give ssh://user@host or ssh://user@host:port, without a password or a path.",
-        )
-    return text.rstrip("/")
-
-
-def _http_url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", text):
-        raise UsageError(
-            f"{names.shown(text)} is not the HTTP URL of a device",
-            hint="Give http://host:port or https://host.",
-        )
-    return text.rstrip("/")
-
-
 _zone_option = click.option(
     "--zone", metavar="Z", type=names.zone_name, help="What fails together with it: a rack, a site."
 )
@@ -54,9 +30,9 @@ _zone_option = click.option(
 
 @device.command("add")
 @click.argument("name", type=DEVICE)
-@click.option("--ssh", "ssh_url", required=True, metavar="URL", type=_ssh_url,
+@click.option("--ssh", "ssh_url", required=True, metavar="URL", type=names.ssh_url,
               help="Where clients and peers reach it: ssh://git@host:port.")  # fmt: skip
-@click.option("--http", "http_url", metavar="URL", type=_http_url, help="The same by HTTP.")
+@click.option("--http", "http_url", metavar="URL", type=names.http_url, help="The same by HTTP.")
 @_zone_option
 @click.option("--key", "key_file", required=True, metavar="FILE", type=KEY_FILE,
               help="The device's public key, by which it logs in on its peers.")  # fmt: skip
@@ -94,28 +70,11 @@ def add(
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """The devices, and when each was last seen."""
-    from cluster.status import timestamp
-
     with app.database() as db:
         devices = db.devices()
         held = db.loads()
     if as_json:
-        rows: list[dict[str, Any]] = [
-            {
-                "name": found.name,
-                "state": found.state,
-                "mode": found.mode.value,
-                "zone": found.zone,
-                "ssh": found.ssh_url,
-                "http": found.http_url,
-                "last_seen_at": timestamp(found.last_seen_at),
-                "repositories": held.get(found.name, 0),
-                "key": found.public_key,
-                "host_key": found.host_key,
-            }
-            for found in devices
-        ]
-        show.as_json(rows)
+        show.as_json([documents.device(found, held.get(found.name, 0)) for found in devices])
         return
     show.table(
         ["device", "state", "last seen", "zone", "repositories", "ssh", "http"],
@@ -129,8 +88,8 @@ def list_(app: App, as_json: bool) -> None:
 
 @device.command("set")
 @click.argument("name", type=DEVICE)
-@click.option("--ssh", "ssh_url", metavar="URL", type=_ssh_url, help="Where clients and peers reach it.")
-@click.option("--http", "http_url", metavar="URL", type=lambda url: url and _http_url(url),
+@click.option("--ssh", "ssh_url", metavar="URL", type=names.ssh_url, help="Where clients and peers reach it.")
+@click.option("--http", "http_url", metavar="URL", type=lambda url: url and names.http_url(url),
               help='The same by HTTP; "": not at all.')  # fmt: skip
 @_zone_option
 @pass_app

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import click
 
-from cluster import names
+from cluster import documents, names
 from cluster.cli import show
 from cluster.cli.app import App, group, json_option, pass_app
-from cluster.errors import UsageError
-
-RESERVED = ("everyone", "operator")
-"""Names that would be taken for somebody else."""
 
 GROUP = names.group_name
 USER = names.user_name
-
-
-def _new_group_name(text: str) -> str:
-    name = names.group_name(text)
-    if name.lower() in RESERVED:
-        raise UsageError(
-            f"a group cannot be called @{name}", hint=f"The names {' and '.join(RESERVED)} have a meaning."
-        )
-    return name
 
 
 @group("group")
@@ -31,7 +18,7 @@ def group_() -> None:
 
 
 @group_.command("add")
-@click.argument("name", type=_new_group_name)
+@click.argument("name", type=names.new_group_name)
 @pass_app
 def add(app: App, name: str) -> None:
     """Add a group, which then needs members and a grant."""
@@ -45,20 +32,10 @@ def add(app: App, name: str) -> None:
 @pass_app
 def list_(app: App, as_json: bool) -> None:
     """The groups, and who is in them."""
-    from cluster.status import timestamp
-
     with app.database() as db:
         groups = db.groups()
     if as_json:
-        rows = [
-            {
-                "name": f"@{row['name']}",
-                "members": row["members"],
-                "created_at": timestamp(row["created_at"]),
-            }
-            for row in groups
-        ]
-        show.as_json(rows)
+        show.as_json([documents.group(row) for row in groups])
         return
     show.table(
         ["group", "added", "members"],

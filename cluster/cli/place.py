@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster import names
+from cluster import documents, names
 from cluster.cli import show
 from cluster.cli.app import DEVICE, REPOSITORY, App, Command, find, group, json_option, pass_app
 from cluster.errors import StillNeeded, UsageError
@@ -171,7 +171,7 @@ def list_(app: App, as_json: bool) -> None:
     with app.database() as db:
         rules = sorted(db.placement_rules(), key=lambda rule: names.specificity(rule.pattern), reverse=True)
     if as_json:
-        show.as_json([{"pattern": r.pattern, "copies": r.copies, "min_copies": r.min_copies} for r in rules])
+        show.as_json([documents.placement_rule(rule) for rule in rules])
         return
     show.table(
         ["pattern", "copies", "min copies"],

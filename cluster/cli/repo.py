@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster import names
+from cluster import documents, names
 from cluster.cli import show
 from cluster.cli.app import DEVICE, REPOSITORY, App, find, group, json_option, pass_app
 from cluster.cli.place import COPIES, place, planned, say_step
@@ -184,21 +184,18 @@ def list_(app: App, as_json: bool) -> None:
 @pass_app
 def show_(app: App, name: str, as_json: bool) -> None:
     """One repository: its settings, its state, where to clone it."""
-    from cluster.status import observe, timestamp
+    from cluster.status import observe
 
     with app.database() as db:
         snapshot = find(db, name)
         head = db.last_change(snapshot.repository.id, HEAD)
         entry = observe(db, app.config().cluster.name, name)["repositories"][0]
     found = snapshot.repository
-    document = entry | {
-        "object_format": found.object_format,
-        "default_branch": head.refs[0].new.removeprefix("ref: refs/heads/") if head else None,
-        "when_short": found.when_short.value,
-        "frozen": found.frozen,
-        "created_at": timestamp(found.created_at),
-        "urls": [f"{replica.device.ssh_url}/{name}" for replica in snapshot.replicas],
-    }
+    document = entry | documents.settings(
+        found,
+        head.refs[0].new.removeprefix("ref: refs/heads/") if head else None,
+        [f"{replica.device.ssh_url}/{name}" for replica in snapshot.replicas],
+    )
     if as_json:
         show.as_json(document)
         return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from cluster import names, ref_rules
+from cluster import documents, names, ref_rules
 from cluster.cli import show
 from cluster.cli.app import App, command, group, json_option, pass_app
+from cluster.documents import EVERYONE
 from cluster.model import RefAction, RefRule
 
-EVERYONE = "everyone"
 ACTOR = names.actor_name
 PATTERN = names.pattern
 REF = ref_rules.ref_pattern
@@ -43,16 +43,7 @@ def list_(app: App, as_json: bool) -> None:
     with app.database() as db:
         rules = db.rules()
     if as_json:
-        rows = [
-            {
-                "actor": found.actor or EVERYONE,
-                "pattern": found.pattern,
-                "ref": found.ref_pattern,
-                "may": ref_rules.listed(found.may),
-            }
-            for found in rules
-        ]
-        show.as_json(rows)
+        show.as_json([documents.rule(found) for found in rules])
         return
     show.table(
         ["actor", "pattern", "ref", "may"],

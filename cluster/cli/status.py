@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster import documents
 from cluster.cli import show
 from cluster.cli.app import REPOSITORY, App, command, find, json_option, pass_app
 from cluster.errors import DatabaseUnavailable, UsageError
-from cluster.model import HEAD, Event, LogEntry, RefUpdate
-from cluster.status import timestamp
+from cluster.model import HEAD, RefUpdate
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -178,7 +178,10 @@ def log(app: App, repository: str, limit: int, only_events: bool, as_json: bool)
             since = entries[-1].version if len(entries) == limit else 0
             events = db.events(subject.id, since=since)
     if as_json:
-        show.as_json([_event(e) for e in events] if only_events else [_entry(e, events) for e in entries])
+        if only_events:
+            show.as_json([documents.event(event) for event in events])
+        else:
+            show.as_json([documents.log_entry(entry, events) for entry in entries])
         return
     rows: list[tuple[datetime, list[object]]] = []
     for e in entries:
@@ -190,34 +193,6 @@ def log(app: App, repository: str, limit: int, only_events: bool, as_json: bool)
         [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True)],
         f"nothing was pushed to {repository} yet",
     )
-
-
-def _entry(entry: LogEntry, events: list[Event]) -> dict[str, Any]:
-    """One version; with it what happened while it was the newest."""
-    return {
-        "version": entry.version,
-        "actor": entry.actor,
-        "device": entry.device,
-        "via": entry.via,
-        "at": timestamp(entry.at),
-        "refs": _updates(entry.refs),
-        "events": [_event(event) for event in events if event.version == entry.version],
-    }
-
-
-def _event(event: Event) -> dict[str, Any]:
-    return {
-        "version": event.version,
-        "kind": event.kind.value,
-        "device": event.device,
-        "at": timestamp(event.at),
-        "what": event.what,
-        "refs": _updates(event.refs),
-    }
-
-
-def _updates(refs: tuple[RefUpdate, ...]) -> list[dict[str, str]]:
-    return [{"ref": update.ref, "old": update.old, "new": update.new} for update in refs]
 
 
 def _refs(refs: tuple[RefUpdate, ...], most: int = 4) -> str:

@@ -6,13 +6,11 @@ from datetime import UTC, datetime
 
 import click
 
-from cluster import names, tokens
+from cluster import documents, names, tokens
 from cluster.cli import show
 from cluster.cli.app import App, group, json_option, pass_app
-from cluster.errors import UsageError
 
 USER = names.user_name
-MOST_COMMENT = 100
 
 
 @group("token")
@@ -20,18 +18,12 @@ def token() -> None:
     """The secrets that prove users over HTTP: for Git as the password, for the API as a bearer."""
 
 
-def _comment(text: str) -> str:
-    if len(text) > MOST_COMMENT or not text.isprintable():
-        raise UsageError(f"a comment has at most {MOST_COMMENT} characters, on one line")
-    return text
-
-
 @token.command("add")
 @click.argument("user", type=USER)
 @click.option("--read-only", is_flag=True, help="It lets nobody push, or change anything else.")
 @click.option("--expires", metavar="WHEN",
               help="When it ends: 2027-01-31 (as that day begins, UTC), 2027-01-31T18:00:00Z, or in 90d.")  # fmt: skip
-@click.option("--comment", metavar="TEXT", type=_comment, default="", help="What it is for.")
+@click.option("--comment", metavar="TEXT", type=tokens.comment, default="", help="What it is for.")
 @json_option
 @pass_app
 def token_add(app: App, user: str, read_only: bool, expires: str | None, comment: str, as_json: bool) -> None:
@@ -69,26 +61,10 @@ def token_add(app: App, user: str, read_only: bool, expires: str | None, comment
 @pass_app
 def token_list(app: App, user: str | None, as_json: bool) -> None:
     """The tokens, without their secrets."""
-    from cluster.status import timestamp
-
     with app.database() as db:
         found = db.tokens(user)
     if as_json:
-        show.as_json(
-            [
-                {
-                    "id": each.id,
-                    "user": each.user,
-                    "comment": each.comment,
-                    "read_only": each.read_only,
-                    "created_at": timestamp(each.created_at),
-                    "expires_at": timestamp(each.expires_at),
-                    "last_used_at": timestamp(each.last_used_at),
-                    "last_used_from": each.last_used_from,
-                }
-                for each in found
-            ]
-        )
+        show.as_json([documents.token(each) for each in found])
         return
     show.table(
         ["token", "user", "may", "until", "last used", "from", "comment"],

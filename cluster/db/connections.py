@@ -21,7 +21,7 @@ from cluster.db.schema import (
     schema_version_of,
     upgrade,
 )
-from cluster.errors import ConfigError, DatabaseUnavailable, Refused
+from cluster.errors import ConfigError, DatabaseUnavailable, Exists
 
 CHANNEL = "git_cluster"
 """The NOTIFY channel. Payload: the id of a repository that has a new version, or "" for "look around"."""
@@ -229,7 +229,7 @@ def unique(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.UniqueViolation as error:
-        raise Refused(what, hint=hint) from error
+        raise Exists(what, hint=hint) from error
 
 
 def _release_all_locks(connection: Connection) -> None:

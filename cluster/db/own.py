@@ -102,7 +102,8 @@ class Own(Connections):
                 """insert into key (fingerprint, public_key, comment, expires_at, actor_id)
                    select %(fingerprint)s, %(public_key)s, %(comment)s,
                           least(%(expires_at)s::timestamptz, coalesce(%(certified_until)s::timestamptz,
-                                (select expires_at from key where fingerprint = %(proof)s))), id
+                                (select expires_at from key where fingerprint = %(proof)s),
+                                (select expires_at from token where id = %(token)s))), id
                      from actor where name = %(user)s returning expires_at""",
                 {
                     "fingerprint": fingerprint,
@@ -111,6 +112,7 @@ class Own(Connections):
                     "expires_at": expires_at,
                     "certified_until": actor.certified_until,
                     "proof": actor.fingerprint,
+                    "token": proof_of(actor)["token"],
                     "user": actor.name,
                 },
             ).fetchone()
@@ -120,7 +122,7 @@ class Own(Connections):
 
     def remove_own_key(self, actor: Actor, fingerprint: str) -> None:
         """NotFound: it is not theirs. Refused: what proved `actor` does so no more, or it is the last that counts and
-        they have no certificate."""
+        they have neither certificate nor token."""
         with self._transaction() as connection:
             keys = _held(connection, actor)
             found = next((key for key in keys if key.fingerprint == fingerprint), None)
@@ -129,30 +131,37 @@ class Own(Connections):
                     f"you have no key {fingerprint}", hint="`ssh git@host key list` shows those that you have"
                 )
             others = [key for key in keys if key.counts and key is not found]
-            if found.counts and not others and actor.certified_until is None:
+            locked_out = actor.certified_until is None and proof_of(actor)["token"] is None
+            if found.counts and not others and locked_out:
                 raise Refused("this is your only key", hint="add another first: ssh git@host key add <FILE")
             connection.execute("delete from key where fingerprint = %(f)s", {"f": fingerprint})
             notify(connection, "")
 
     # Repositories
 
-    def page(self, beginning: str, after: str, limit: int, *, device: str | None) -> list[Listed]:
-        """The next `limit` repositories by name, after `after`, whose names begin with `beginning`.
+    def page(
+        self, beginning: str, after: str, limit: int, *, device: str | None, part: str = ""
+    ) -> list[Listed]:
+        """The next `limit` repositories by name, after `after`, whose names begin with `beginning` and hold `part`,
+        whatever its case.
 
         device: whose copies `here` is about; None: nobody's. Where the database sorts text as C does, an index finds
         them; else it may have to look at every name.
         """
         rows = self._read(
-            _LISTED + "where p.name > %(after)s and p.name like %(like)s order by p.name limit %(limit)s",
-            {"after": after, "like": like(beginning), "limit": limit, "device": device},
+            _LISTED
+            + """where p.name > %(after)s and p.name like %(like)s and strpos(lower(p.name), lower(%(part)s)) > 0
+                 order by p.name limit %(limit)s""",
+            {"after": after, "like": like(beginning), "part": part, "limit": limit, "device": device},
         )
         return [Listed(row["name"], row["version"], row["here"]) for row in rows]
 
-    def called(self, names: Sequence[str], *, device: str | None) -> list[Listed]:
-        """Those of `names` that there are, by name."""
+    def called(self, names: Sequence[str], *, device: str | None, part: str = "") -> list[Listed]:
+        """Those of `names` that there are and that hold `part`, by name."""
         rows = self._read(
-            _LISTED + "where p.name = any(%(names)s) order by p.name",
-            {"names": list(names), "device": device},
+            _LISTED
+            + "where p.name = any(%(names)s) and strpos(lower(p.name), lower(%(part)s)) > 0 order by p.name",
+            {"names": list(names), "part": part, "device": device},
         )
         return [Listed(row["name"], row["version"], row["here"]) for row in rows]
 

@@ -186,9 +186,13 @@ class Repositories(Connections):
             notify(connection, str(repository_id))  # so that the device sets its copy aside
             notify(connection, "")
 
-    def snapshots(self) -> list[Snapshot]:
-        """Every repository, by name."""
-        rows = self._read(_SNAPSHOT + " where p.name is not null order by p.name, d.name")
+    def snapshots(self, names: Sequence[str] | None = None) -> list[Snapshot]:
+        """Every repository, or those of `names` that there are, by name."""
+        which: LiteralString = "p.name is not null" if names is None else "p.name = any(%(names)s)"
+        rows = self._read(
+            _SNAPSHOT + " where " + which + " order by p.name, d.name",
+            {"names": None if names is None else list(names)},
+        )
         by_repository: dict[int, list[Row]] = {}
         for row in rows:
             by_repository.setdefault(row["p_id"], []).append(row)

@@ -7,9 +7,13 @@ from datetime import datetime
 
 from cluster.db.connections import Connections
 from cluster.db.rows import Row
-from cluster.db.who import COUNTS_AS_PROOF, TOKEN, no_user
-from cluster.errors import NotFound
+from cluster.db.who import COUNTS_AS_PROOF, STILL_PROVEN, TOKEN, key_gone, no_user, proof_of
+from cluster.errors import NotFound, Refused
 from cluster.model import Actor, ActorKind
+
+
+MAX_TOKENS = 100
+"""Tokens that users may make for themselves. An administrator may make more for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,49 @@ class Tokens(Connections):
         if not rows:
             raise no_user(user)
         return int(rows[0]["id"])
+
+    def add_own_token(
+        self,
+        actor: Actor,
+        digest: bytes,
+        *,
+        read_only: bool,
+        expires_at: datetime | None = None,
+        comment: str = "",
+    ) -> tuple[int, datetime | None]:
+        """Its number, and until when it counts: never longer than the token that proved `actor`, or an expiry would
+        bind nobody.
+
+        Refused: what proved `actor` does so no more, or they have MAX_TOKENS.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                "select from actor where name = %(user)s for no key update", {"user": actor.name}
+            )
+            proof = connection.execute("select " + STILL_PROVEN + " as proven", proof_of(actor)).fetchone()
+            if proof is None or not proof["proven"]:
+                raise key_gone()
+            row = connection.execute(
+                """insert into token (digest, actor_id, comment, read_only, expires_at)
+                   select %(digest)s, a.id, %(comment)s, %(read_only)s,
+                          least(%(expires_at)s::timestamptz, (select expires_at from token where id = %(token)s))
+                     from actor a where a.name = %(user)s
+                      and (select count(*) from token where actor_id = a.id) < %(most)s returning id, expires_at""",
+                {
+                    "digest": digest,
+                    "comment": comment,
+                    "read_only": read_only,
+                    "expires_at": expires_at,
+                    "token": proof_of(actor)["token"],
+                    "user": actor.name,
+                    "most": MAX_TOKENS,
+                },
+            ).fetchone()
+            if row is None:
+                raise Refused(
+                    f"you have {MAX_TOKENS} tokens already", hint="remove one that you do not use first"
+                )
+            return int(row["id"]), row["expires_at"]
 
     def tokens(self, user: str | None = None) -> list[Token]:
         """Of one user, or of all."""
