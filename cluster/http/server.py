@@ -37,9 +37,12 @@ ABORT = "git-cluster.abort"
 
 
 class HttpServer:
-    """Serves `app` (an ASGI application) where `section` says, once `start` was called."""
+    """Serves `app` (an ASGI application) where `section` says, once `start` was called.
 
-    def __init__(self, section: HttpSection, app: Any, *, grace: float) -> None:
+    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop.
+    """
+
+    def __init__(self, section: HttpSection, app: Any, *, grace: float, finish: float) -> None:
         self._section = section
         config = uvicorn.Config(
             app,
@@ -51,7 +54,7 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=round(finish),
             h11_max_incomplete_event_size=MOST_HEAD,
             backlog=1024,
             proxy_headers=bool(section.trusted_proxies),
