@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -422,7 +423,8 @@ def test_a_push_under_way_is_finished_when_its_device_stops(make_cluster: Make) 
     process = cluster.devices["a"].process
     assert process is not None
     process.send_signal(signal.SIGTERM)
-    cluster.wait(lambda: cluster.git("ls-remote", app.url("a")).code != 0, "no new connections are taken")
+    port = cluster.devices["a"].http_port
+    cluster.wait(lambda: socket.socket().connect_ex(("127.0.0.1", port)) != 0, "no new connections are taken")
     assert process.poll() is None
     held.let_go()
     said, _ = push.communicate(timeout=60)
