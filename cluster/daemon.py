@@ -70,7 +70,7 @@ def run(config: Config) -> NoReturn:
         server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
         servers.append(server)
         where = "SSH on {} port {}".format(*server.start())
-    site = None
+    site = web = None
     if config.http is not None:
         site = open_site(node, requests, config.http)
         web = HttpServer(config.http, App(site), grace=node.limits.login_grace)
@@ -79,7 +79,9 @@ def run(config: Config) -> NoReturn:
     keeper.start()
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
-    os.read(signals, 1)
+    while os.read(signals, 1)[0] == signal.SIGHUP:
+        if web is not None:
+            web.renew()
     stop.set()
     if site is not None:
         site.stopping.set()
@@ -101,7 +103,7 @@ def run(config: Config) -> NoReturn:
 
 
 def _signals() -> int:
-    """A file descriptor from which a byte can be read once SIGTERM or SIGINT has come.
+    """A file descriptor from which a byte can be read once SIGTERM, SIGINT or SIGHUP has come: the signal's number.
 
     The kernel may give a signal to any thread. Python's handlers run in the main thread, and nothing wakes that up
     from a lock that it waits for; this descriptor is written to by whichever thread it was.
@@ -109,7 +111,7 @@ def _signals() -> int:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     return reader
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -59,6 +59,8 @@ class App:
                 await self._pages(scope, receive, send)
         except ClusterError as error:
             await in_words(error, realm(self._site))(scope, receive, send)
+        except ClientDisconnect:
+            return
         except Exception:
             unforeseen_error = unforeseen(address_of(scope))
             await in_words(unforeseen_error, realm(self._site))(scope, receive, send)

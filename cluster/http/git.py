@@ -29,8 +29,9 @@ from cluster.client import CHUNK
 from cluster.endpoint import git_protocol, unforeseen
 from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, NotFound, Refused, UsageError
 from cluster.http.answers import in_words
+from cluster.http.connection import ABORT
 from cluster.http.git_client import HttpClient
-from cluster.http.server import ABORT
+from cluster.http.guard import LOGGED
 from cluster.http.site import Site
 from cluster.http.who import GET_ONE, Unauthenticated, address_of
 from cluster.model import ActorKind, Exchange, Request, Service
@@ -148,6 +149,7 @@ class Git:
             most=None if ask.service.writes else MOST_NEGOTIATION,
         )
         person = (scope["client"], actor, ask.repository)
+        scope["extensions"][LOGGED] = True
         for line in self._unsaid.take(person):
             client.say(line)
         feed, drain = asyncio.create_task(client.feed()), asyncio.create_task(client.drain())
