@@ -206,7 +206,7 @@ class Git:
         actor = request.actor
         if actor.kind is ActorKind.ANONYMOUS:
             if isinstance(error, Refused):
-                error = Unauthenticated(_who_are_you(request, error), hint=GET_ONE)
+                error = Unauthenticated(who_are_you(request, error), hint=GET_ONE)
             elif isinstance(error, DatabaseUnavailable) and self._site.node.memory is not None:
                 error = Unauthenticated(error.what, hint=error.hint)  # a token may be remembered
         if request.exchange is Exchange.ADVERTISEMENT or isinstance(error, Unauthenticated | UsageError):
@@ -225,7 +225,7 @@ def realm(site: Site) -> str:
     return "git-cluster " + "".join(c for c in site.node.cluster if c.isalnum() or c in " ._-")
 
 
-def _who_are_you(request: Request, error: Refused) -> str:
+def who_are_you(request: Request, error: Refused) -> str:
     """The same for a repository that is not there and for one that is closed."""
     if isinstance(error, NotFound) or not request.service.writes:
         return f"there is no {request.repository} that everyone may read"
