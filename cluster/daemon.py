@@ -73,7 +73,7 @@ def run(config: Config) -> NoReturn:
     site = web = None
     if config.http is not None:
         site = open_site(node, requests, config.http)
-        web = HttpServer(config.http, App(site), grace=node.limits.login_grace)
+        web = HttpServer(config.http, App(site), grace=node.limits.login_grace, finish=GRACE)
         servers.append(web)
         where += " and HTTP{} on {} port {}".format("S" if config.http.certificate else "", *web.start())
     keeper.start()

@@ -53,7 +53,7 @@ def url() -> Iterator[str]:
     section = HttpSection(
         Address("127.0.0.1", 0), trusted_proxies=("127.0.0.1/32", "10.0.0.0/8"), connections=20
     )
-    server = HttpServer(section, tell, grace=2.0)
+    server = HttpServer(section, tell, grace=2.0, finish=1.0)
     bound = server.start()
     yield f"http://127.0.0.1:{bound.port}"
     server.stop_accepting()
@@ -156,7 +156,7 @@ def test_one_that_is_idle_leaves_where_there_are_too_many(url: str) -> None:
 
 def test_a_stop_ends_what_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     """Without a traceback."""
-    server = HttpServer(HttpSection(Address("127.0.0.1", 0)), tell, grace=2.0)
+    server = HttpServer(HttpSection(Address("127.0.0.1", 0)), tell, grace=2.0, finish=1.0)
     url = f"http://127.0.0.1:{server.start().port}"
     taken = threading.Event()
 

@@ -36,10 +36,11 @@ HANDSHAKE = 15.0
 class HttpServer:
     """Serves `app` (an ASGI application) where `section` says, once `start` was called.
 
-    grace: seconds for a request's first lines. ConfigError where the certificate cannot be used.
+    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop. ConfigError
+    where the certificate cannot be used.
     """
 
-    def __init__(self, section: HttpSection, app: Any, *, grace: float) -> None:
+    def __init__(self, section: HttpSection, app: Any, *, grace: float, finish: float) -> None:
         self._section = section
         config = uvicorn.Config(
             Guard(app, section.trusted_proxies),
@@ -52,7 +53,7 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=round(finish),
             h11_max_incomplete_event_size=MOST_HEAD,
             backlog=1024,
         )
