@@ -92,15 +92,13 @@ def normalize(scope: Any) -> tuple[int, str] | None:
         return 431, f"a request has at most {MOST_HEADERS} headers"
     if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
         return 400, "the length of this request is ambiguous"
-    path = scope["path"]
-    if not path.startswith("/"):
-        absolute = _ABSOLUTE.match(path)
-        if absolute is None:
+    raw = scope["raw_path"].decode("latin-1")
+    if not raw.startswith("/"):
+        absolute = _ABSOLUTE.match(raw)
+        rest = raw[absolute.end() :] or "/" if absolute else ""
+        if not rest.startswith("/"):
             return 400, "this request has no path"
-        raw = scope["raw_path"][len(_ABSOLUTE.match(scope["raw_path"].decode("latin-1"))[0]) :] or b"/"  # type: ignore[index]
-        scope["raw_path"], scope["path"] = raw, unquote(raw.decode("latin-1"))
-        if not raw.startswith(b"/"):
-            return 400, "this request has no path"
+        scope["raw_path"], scope["path"] = rest.encode("latin-1"), unquote(rest)
     return None
 
 

@@ -95,10 +95,12 @@ class HttpServer:
         while not self._stopping.wait(LOOK) and self._certificate is not None:
             self._certificate.look()
 
-    def renew(self) -> None:
-        """Take the certificate's files anew, now."""
-        if self._certificate is not None:
-            self._certificate.renew()
+    def renew(self) -> bool:
+        """Take the certificate's files anew, now. False: there is none."""
+        if self._certificate is None:
+            return False
+        self._certificate.renew()
+        return True
 
     def stop_accepting(self) -> None:
         """No new connections; those that are idle end."""

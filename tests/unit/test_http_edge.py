@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 import pytest
 from dulwich.protocol import pkt_line
 
@@ -70,6 +72,8 @@ def test_scheme(said: str, found: str | None) -> None:
         ("GET", "1.1", "http://h/x", [], "/x"),
         ("GET", "1.1", "HTTPS://h:1", [], "/"),
         ("GET", "1.1", "http://h/%2Fx", [], "//x"),
+        ("GET", "1.1", "http%3A//h/x", [], 400),
+        ("GET", "1.1", "%2Fx", [], 400),
         ("OPTIONS", "1.1", "*", [], 400),
         ("GET", "1.1", "x", [], 400),
         ("GET", "2.0", "/x", [], 505),
@@ -84,7 +88,7 @@ def test_what_every_request_must_be(
     method: str, version: str, path: str, headers: list[bytes], outcome: str | int
 ) -> None:
     scope = {
-        "method": method, "http_version": version, "path": path.replace("%2F", "/"), "raw_path": path.encode(),
+        "method": method, "http_version": version, "path": unquote(path), "raw_path": path.encode(),
         "headers": [(name, b"1") for name in headers],
     }  # fmt: skip
     refused = normalize(scope)
