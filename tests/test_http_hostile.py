@@ -154,8 +154,7 @@ def endpoint(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(autouse=True)
 def unmoved(endpoint: Victim) -> Iterator[None]:
     """Afterwards: no version, no Git, no more descriptors and processes than before, little more memory, as quick; no
-    traceback
-    in the log."""
+    traceback in the log."""
     cluster = endpoint.cluster
     no_git_left(cluster)
     cluster.wait(lambda: endpoint.counts().children == 0, "nothing runs")
