@@ -56,7 +56,7 @@ def run(config: Config) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client that pushes needs about ten
     node = open_node(config, dict(os.environ))
     alone = _alone(node.store.root)
-    stop, signals = Event(), _signals()
+    stop, signals = Event(), _signals(renews=bool(config.http and config.http.certificate))
     leftovers.clean_at_start(node.store)
     if ended := node.db.end_sessions_of(node.name):
         _log.info("ended %s database sessions of this device's former process", ended)
@@ -70,7 +70,7 @@ def run(config: Config) -> NoReturn:
         server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
         servers.append(server)
         where = "SSH on {} port {}".format(*server.start())
-    site = None
+    site = web = None
     if config.http is not None:
         site = open_site(node, requests, config.http)
         web = HttpServer(config.http, App(site), grace=node.limits.login_grace, finish=GRACE)
@@ -79,7 +79,8 @@ def run(config: Config) -> NoReturn:
     keeper.start()
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
-    os.read(signals, 1)
+    while os.read(signals, 1)[0] == signal.SIGHUP and web is not None and web.renew():
+        pass
     stop.set()
     if site is not None:
         site.stopping.set()
@@ -100,8 +101,9 @@ def run(config: Config) -> NoReturn:
     os._exit(0)  # a sync of hours is not waited for: it resumes after the next start
 
 
-def _signals() -> int:
-    """A file descriptor from which a byte can be read once SIGTERM or SIGINT has come.
+def _signals(*, renews: bool) -> int:
+    """A file descriptor from which a byte can be read once SIGTERM, SIGINT or, where it `renews` a certificate,
+    SIGHUP has come: the signal's number.
 
     The kernel may give a signal to any thread. Python's handlers run in the main thread, and nothing wakes that up
     from a lock that it waits for; this descriptor is written to by whichever thread it was.
@@ -109,7 +111,7 @@ def _signals() -> int:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if renews else [])):
         signal.signal(number, lambda *_: None)
     return reader
 

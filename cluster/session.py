@@ -8,6 +8,7 @@ from random import getrandbits
 from uuid import uuid4
 
 from cluster import access
+from cluster.archive import archive
 from cluster.client import Client
 from cluster.db import key_gone, no_repository
 from cluster.errors import DatabaseUnavailable, NotFound, Refused
@@ -36,7 +37,7 @@ def serve(node: Node, request: Request, client: Client) -> int:
         way = route(node, request, snapshot)
     except DatabaseUnavailable as error:
         snapshot = remembered(node, request, client, error)
-        return upload(node, request, snapshot, client, settling(node, client))
+        return answer(node, request, snapshot, client, settling(node, client))
 
     def here(client: Client) -> int:
         return (push if request.moves_refs else read)(node, request, snapshot, client)
@@ -51,13 +52,19 @@ def read(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
 
     A device is served what is here; everybody else what is newest."""
     if request.actor.kind is ActorKind.DEVICE:
-        return upload(node, request, snapshot, client, None)
+        return answer(node, request, snapshot, client, None)
     settle = settling(node, client)
     try:
         snapshot = settle(snapshot)
     except DatabaseUnavailable as error:
         snapshot = remembered(node, request, client, error)
-    return upload(node, request, snapshot, client, settle)
+    return answer(node, request, snapshot, client, settle)
+
+
+def answer(node: Node, request: Request, snapshot: Snapshot, client: Client, settle: Settle | None) -> int:
+    """A read, from this disk."""
+    program = archive if request.exchange is Exchange.ARCHIVE else upload
+    return program(node, request, snapshot, client, settle)
 
 
 def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> int:
