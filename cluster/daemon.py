@@ -83,6 +83,7 @@ def run(config: Config) -> NoReturn:
     stop.set()
     if site is not None:
         site.stopping.set()
+        node.bell.ring()
     _log.info("device %s stops", node.name)
     for endpoint in servers:
         endpoint.stop_accepting()
@@ -183,6 +184,7 @@ class Keeper:
             try:
                 looked = False
                 for payload in self._node.db.listen():
+                    self._node.bell.ring()
                     if self._stop.is_set():
                         return
                     if not looked:  # from here on nothing is missed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
+from cluster.db.feed import Change, Feed
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
@@ -39,6 +40,7 @@ class Database(
     Replicas,
     History,
     Log,
+    Feed,
     Recall,
     Condition,
 ):
@@ -48,6 +50,7 @@ class Database(
 __all__ = [
     "SCHEMA_VERSION",
     "Alike",
+    "Change",
     "Connection",
     "Copy",
     "Database",
