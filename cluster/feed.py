@@ -1,10 +1,11 @@
-"""A committed change as it is told to programs: by the stream of events and by webhooks, in the same words."""
+"""What is told to programs: committed changes, in the same words by the stream of events and by webhooks; and webhooks
+as they are listed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from cluster.db import Change
+from cluster.db import Change, Webhook
 from cluster.status import timestamp
 
 MOST_TEXT = 256 * 1024
@@ -32,4 +33,26 @@ def document(change: Change) -> dict[str, Any]:
         "at": timestamp(entry.at),
         "refs": refs,
         "refs_total": change.refs_total,
+    }
+
+
+def listed(webhook: Webhook) -> dict[str, Any]:
+    """A webhook as programs see it: all but its secret.
+
+    delivered: the newest version that was taken; version: that of the repository.
+    """
+    return {
+        "id": webhook.id,
+        "repository": webhook.repository,
+        "url": webhook.url,
+        "enabled": webhook.enabled,
+        "delivered": webhook.delivered,
+        "version": webhook.version,
+        "created_at": timestamp(webhook.created_at),
+        "created_by": webhook.created_by,
+        "delivered_at": timestamp(webhook.delivered_at),
+        "attempts": webhook.attempts,
+        "last_error": webhook.last_error,
+        "last_status": webhook.last_status,
+        "next_try_at": timestamp(webhook.next_try_at),
     }

@@ -24,6 +24,7 @@ from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
 from cluster.db.tokens import Token, Tokens
+from cluster.db.webhooks import Lease, Webhook, Webhooks, no_webhook
 from cluster.db.who import UserKey, Who, key_gone
 from cluster.db.writes import LockHolder, Writes, lock_label
 
@@ -41,6 +42,7 @@ class Database(
     History,
     Log,
     Feed,
+    Webhooks,
     Recall,
     Condition,
 ):
@@ -54,6 +56,7 @@ __all__ = [
     "Connection",
     "Copy",
     "Database",
+    "Lease",
     "Listed",
     "LockHolder",
     "OwnKey",
@@ -62,8 +65,10 @@ __all__ = [
     "Standing",
     "Token",
     "UserKey",
+    "Webhook",
     "key_gone",
     "lock_label",
     "no_repository",
+    "no_webhook",
     "schema_file",
 ]
