@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from cluster import tokens
@@ -171,6 +176,92 @@ def test_a_push_of_many_refs_tells_of_some(devices: Cluster, app: Project, token
         assert change["refs_total"] == 1501
         assert len(change["refs"]) == 1000
         assert change["refs"][0]["ref"] == "refs/heads/main"
+
+
+def connected(cluster: Cluster, token: str, query: str = "") -> socket.socket:
+    """A stream as bare bytes."""
+    port = cluster.devices["a"].http_port
+    assert port
+    stream = socket.create_connection(("127.0.0.1", port), 30)
+    stream.sendall(
+        f"GET /-/api/v1/events{query} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    )
+    return stream
+
+
+def read_until(stream: socket.socket, text: bytes) -> bytes:
+    found = b""
+    while text not in found:
+        more = stream.recv(65536)
+        assert more, found
+        found += more
+    return found
+
+
+def threads(cluster: Cluster) -> int:
+    status = Path(f"/proc/{cluster.devices['a'].pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("Threads:")).split()[1])
+
+
+def test_a_thousand_listeners_cost_no_thread_and_no_connection_each(
+    devices: Cluster, app: Project, token: str
+) -> None:
+    def connections() -> int:
+        rows = devices.db._read(
+            "select count(*) as n from pg_stat_activity where application_name like 'git-cluster%%' "
+            "and application_name not like '%% b' and application_name not like '%% c'"
+        )
+        return int(rows[0]["n"])
+
+    before = threads(devices)
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(connected(devices, token, f"?repository={app.name}")) for _ in range(1000)
+        ]
+        for stream in streams:
+            read_until(stream, b"\nid: ")
+        during = threads(devices), connections()
+        app.pushed("b", "main")
+        for stream in streams:
+            read_until(stream, b'"version": 1,')
+        assert during[0] <= before + 40, "the threads that ask the database, sixteen for each purpose"
+        assert during[1] <= 20
+    with Listening(base(devices), token, repository=app.name) as listening:
+        app.pushed("b", "main:more")
+        assert [each.data["version"] for each in listening.wait(1)] == [2]
+
+
+def test_who_reads_nothing_holds_up_nobody_and_loses_nothing(
+    devices: Cluster, app: Project, token: str
+) -> None:
+    """Fifteen megabytes of events for somebody who reads none of it at first; then all of it, in order."""
+    rounds = 60
+    id = devices.snapshot(app.name).repository.id
+    with connected(devices, token, f"?repository={app.name}") as lazy:
+        read_until(lazy, b"\nid: ")
+        with Listening(base(devices), token, repository=app.name) as listening:
+            for version in range(1, rounds + 1):
+                with psycopg.connect(devices.database) as connection:
+                    connection.execute(
+                        """insert into push (repository_id, version, checksum, push_id, actor, device, via)
+                           values (%s, %s, decode(repeat('00', 128), 'hex'), gen_random_uuid(), 'ann', 'a', 'ssh')""",
+                        (id, version),
+                    )
+                    connection.execute(
+                        """insert into push_ref (repository_id, version, ref, old, new)
+                           select %s, %s, 'refs/tags/' || n || repeat('x', 180), repeat('0', 40), repeat('1', 40)
+                             from generate_series(1, 900) n""",
+                        (id, version),
+                    )
+                    connection.execute("select pg_notify('git_cluster', '')")
+            assert [each.data["version"] for each in listening.wait(rounds)] == list(range(1, rounds + 1))
+        found = bytearray()
+        while f'"version": {rounds},'.encode() not in found[-(1 << 20) :]:
+            more = lazy.recv(1 << 20)
+            assert more, "it was not hung up on"
+            found += more
+    versions = [int(each) for each in re.findall(rb'"version": (\d+),', found)]
+    assert versions == list(range(1, rounds + 1))
 
 
 def test_streams_end_with_the_device_and_lose_nothing_where_it_is_killed(

@@ -48,6 +48,7 @@ class Feed(Connections):
 
     def number_changes(self, *, known: int = 0) -> int:
         """Number CHUNK of those that have none, and some; how many it were. 0: all have one that were committed before.
+        DatabaseUnavailable, too, where somebody else is at it for seconds.
 
         known: a number that was told already: greater ones only are given.
         """
@@ -57,6 +58,9 @@ class Feed(Connections):
         ):
             return 0
         with self._transaction() as connection:
+            connection.execute(
+                "select set_config('lock_timeout', '5s', true)"  # its holder may have been stopped in the middle
+            )
             connection.execute("select pg_advisory_xact_lock(%(lock)s)", {"lock": FEED_LOCK})
             if known:
                 connection.execute(
