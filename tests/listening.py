@@ -34,6 +34,7 @@ class Listening:
         assert base is not None
         self.heard: list[Heard] = []
         self.comments: list[str] = []
+        self.beats = 0
         self.position: int | None = None
         self.ended = threading.Event()
         url = f"{base}/-/api/v1/events?{urlencode(asked)}"
@@ -66,6 +67,7 @@ class Listening:
                 data += value
             elif name in ("", "retry") and ":" in line:
                 self.comments += [value] if value and not name else []
+                self.beats += not name and not value
             elif not line.strip():
                 if number is not None:
                     self.position = number

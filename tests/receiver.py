@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 from tests.ssh_fixture import until
@@ -32,10 +34,12 @@ class Delivery:
 class Receiver:
     """Answers with what `answer` returns of a request's data: a status, or None to say nothing and hang.
 
-    endless: whether its answers have a body that never ends.
+    endless: whether its answers have a body that never ends. certificate: with it, and its key, it speaks TLS.
     """
 
-    def __init__(self, port: int = 0, *, endless: bool = False) -> None:
+    def __init__(
+        self, port: int = 0, *, endless: bool = False, certificate: tuple[Path, Path] | None = None
+    ) -> None:
         self.heard: list[Delivery] = []
         self.answer: Callable[[dict[str, Any]], int | None] = lambda data: 204
         self.closed = threading.Event()
@@ -72,6 +76,10 @@ class Receiver:
                 pass  # whoever hangs up on us
 
         self._server = Server(("127.0.0.1", port), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 

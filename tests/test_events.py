@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from cluster import tokens
+from cluster.config import Address, load
 from cluster.db import Database
+from cluster.http import events
+from cluster.http.app import App
+from cluster.http.server import HttpServer
+from cluster.http.site import open_site
 from cluster.loopback import USER
 from cluster.model import Level
+from cluster.opening import open_node
+from cluster.requests import Requests
 from tests.cluster_fixture import Cluster, Project
 from tests.listening import Listening
 from tests.ssh_fixture import until
@@ -178,6 +190,59 @@ def test_a_push_of_many_refs_tells_of_some(devices: Cluster, app: Project, token
         assert change["refs"][0]["ref"] == "refs/heads/main"
 
 
+def test_the_database_may_go_away_meanwhile(devices: Cluster, app: Project, token: str) -> None:
+    with Listening(base(devices), token, repository=app.name) as listening:
+        app.pushed("a", "main:one")
+        listening.wait(1)
+        with psycopg.connect(devices.database, autocommit=True) as connection:
+            connection.execute(
+                """select pg_terminate_backend(pid) from pg_stat_activity
+                    where datname = current_database() and pid <> pg_backend_pid()"""
+            )
+        app.cluster.wait(lambda: app.push("a", "main:two").code == 0, "a push passes again")
+        assert [each.data["version"] for each in listening.wait(2)] == [1, 2]
+        assert not listening.ended.is_set()
+
+
+def test_the_script_of_the_documentation_runs(
+    devices: Cluster, app: Project, token: str, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "events.md").read_text()
+    script = text.partition("```sh\n")[2].partition("```")[0]
+    script = script.replace("https://git.example", base(devices)).replace("team/*", app.name)
+    (tmp_path / "ci.sh").write_text(script)
+    (tmp_path / "build").write_text('#!/bin/sh\necho "$1" >>built\n')
+    (tmp_path / "build").chmod(0o755)
+
+    def built() -> list[int]:
+        lines = (tmp_path / "built").read_text().splitlines() if (tmp_path / "built").exists() else []
+        return [json.loads(line)["version"] for line in lines]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            ["sh", "ci.sh"], cwd=tmp_path, env={**os.environ, "TOKEN": token}, start_new_session=True
+        )
+
+    def run(ready: Callable[[], object], push: str, version: int) -> None:
+        ci = start()
+        try:
+            until(ready, "it listens")
+            if push:
+                app.pushed("a", push)
+            until(lambda: built()[-1:] == [version], "it was built")
+        finally:
+            os.killpg(ci.pid, signal.SIGKILL)
+            ci.wait()
+
+    position = tmp_path / "position"
+    run(lambda: position.exists() and position.read_text(), "main:v1", 1)
+    app.pushed("b", "main:v2")  # while nobody listens
+    run(lambda: built()[-1:] == [2], "main:v3", 3)
+    app.pushed("b", "main:v4")
+    run(lambda: True, "", 4)
+    assert sorted(set(built())) == [1, 2, 3, 4]
+
+
 def connected(cluster: Cluster, token: str, query: str = "") -> socket.socket:
     """A stream as bare bytes."""
     port = cluster.devices["a"].http_port
@@ -231,29 +296,35 @@ def test_a_thousand_listeners_cost_no_thread_and_no_connection_each(
         assert [each.data["version"] for each in listening.wait(1)] == [2]
 
 
+def fill(cluster: Cluster, app: Project, versions: int) -> None:
+    """So many changes in the log, of a quarter of a megabyte each."""
+    id = cluster.snapshot(app.name).repository.id
+    with psycopg.connect(cluster.database) as connection:
+        for version in range(1, versions + 1):
+            connection.execute(
+                """insert into push (repository_id, version, checksum, push_id, actor, device, via)
+                   values (%s, %s, decode(repeat('00', 128), 'hex'), gen_random_uuid(), 'ann', 'a', 'ssh')""",
+                (id, version),
+            )
+            connection.execute(
+                """insert into push_ref (repository_id, version, ref, old, new)
+                   select %s, %s, 'refs/tags/' || n || repeat('x', 180), repeat('0', 40), repeat('1', 40)
+                     from generate_series(1, 900) n""",
+                (id, version),
+            )
+            connection.execute("select pg_notify('git_cluster', '')")
+            connection.commit()
+
+
 def test_who_reads_nothing_holds_up_nobody_and_loses_nothing(
     devices: Cluster, app: Project, token: str
 ) -> None:
     """Fifteen megabytes of events for somebody who reads none of it at first; then all of it, in order."""
     rounds = 60
-    id = devices.snapshot(app.name).repository.id
     with connected(devices, token, f"?repository={app.name}") as lazy:
         read_until(lazy, b"\nid: ")
         with Listening(base(devices), token, repository=app.name) as listening:
-            for version in range(1, rounds + 1):
-                with psycopg.connect(devices.database) as connection:
-                    connection.execute(
-                        """insert into push (repository_id, version, checksum, push_id, actor, device, via)
-                           values (%s, %s, decode(repeat('00', 128), 'hex'), gen_random_uuid(), 'ann', 'a', 'ssh')""",
-                        (id, version),
-                    )
-                    connection.execute(
-                        """insert into push_ref (repository_id, version, ref, old, new)
-                           select %s, %s, 'refs/tags/' || n || repeat('x', 180), repeat('0', 40), repeat('1', 40)
-                             from generate_series(1, 900) n""",
-                        (id, version),
-                    )
-                    connection.execute("select pg_notify('git_cluster', '')")
+            fill(devices, app, rounds)
             assert [each.data["version"] for each in listening.wait(rounds)] == list(range(1, rounds + 1))
         found = bytearray()
         while f'"version": {rounds},'.encode() not in found[-(1 << 20) :]:
@@ -262,6 +333,47 @@ def test_who_reads_nothing_holds_up_nobody_and_loses_nothing(
             found += more
     versions = [int(each) for each in re.findall(rb'"version": (\d+),', found)]
     assert versions == list(range(1, rounds + 1))
+
+
+def test_who_takes_nothing_for_long_is_hung_up_on(
+    devices: Cluster, app: Project, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint of its own on the database of the others, with less patience."""
+    monkeypatch.setattr(events, "STALLED", 0.5)
+    monkeypatch.setattr(events, "HEARTBEAT", 0.2)
+    config = load(devices.devices["a"].config, {})
+    assert config.http is not None
+    node = open_node(config, {})
+    site = open_site(node, Requests(node), config.http)
+    server = HttpServer(replace(config.http, listen=Address("127.0.0.1", 0)), App(site), grace=5)
+    fill(devices, app, 60)
+    try:
+        port = server.start().port
+        with socket.create_connection(("127.0.0.1", port), 30) as lazy:
+            lazy.sendall(
+                b"GET /-/api/v1/events?after=0&repository=%s HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n\r\n"
+                % (app.name.encode(), token.encode())
+            )
+            until(lambda: lazy.recv(1, socket.MSG_PEEK) and not streaming(), "it was hung up on")
+            found = bytearray()
+            with suppress(ConnectionResetError):
+                while more := lazy.recv(1 << 20):
+                    found += more
+        assert 0 < found.count(b"event: push") < 60
+        with Listening(f"http://127.0.0.1:{port}", token, repository=app.name) as listening:
+            until(lambda: len(listening.comments) == 0 and listening.beats >= 2, "its heart beats")
+            site.stopping.set()
+            node.bell.ring()
+            until(listening.ended.is_set, "the stream has ended")
+    finally:
+        server.stop_accepting()
+        server.close(5)
+        node.peers.close()
+        node.db.close()
+
+
+def streaming() -> bool:
+    return any(thread.name == "events" for thread in threading.enumerate())
 
 
 def test_streams_end_with_the_device_and_lose_nothing_where_it_is_killed(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
+import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster import delivery as delivering
+from cluster.deliver import LEASE
 from cluster.delivery import send
 from cluster.webhooks import new_secret
 from tests.cluster_fixture import Cluster, Project
@@ -247,3 +252,86 @@ def test_what_cannot_be_is_said_in_a_line(
     receiver.answer = lambda data: 500
     done = devices.admin("webhook", "test", str(number))
     assert done.code == 1 and "the ping was not taken: it answered 500" in done.err
+
+
+def test_certificates_are_those_of_the_name_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes to an address; name, certificate and Host header are those of the URL."""
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+        ]
+        + [str(tmp_path / "key"), "-out", str(tmp_path / "certificate"), *name],
+        check=True,
+        capture_output=True,
+    )
+    with Receiver(certificate=(tmp_path / "certificate", tmp_path / "key")) as receiver:
+        delivering._tls.cache_clear()
+        url = f"https://localhost:{receiver.port}/"
+        outcome = send(url, new_secret(), "msg_1", b"{}", private=True)
+        assert outcome is not None and "its certificate is not good" in outcome.error
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+        delivering._tls.cache_clear()
+        outcome = send(f"https://127.0.0.1:{receiver.port}/", new_secret(), "msg_1", b"{}", private=True)
+        assert outcome is not None and "its certificate is not good" in outcome.error
+        assert send(url, new_secret(), "msg_1", b"{}", private=True) == delivering.Outcome(204)
+        assert receiver.heard[-1].headers["host"] == f"localhost:{receiver.port}"
+        delivering._tls.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"", "the connection ended without an answer of HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "the connection ended without an answer of HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 300_000, "the connection ended without an answer of HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nxxx", ""),
+        (b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n", "it answered 999"),
+    ],
+)
+def test_answers_that_are_none(answer: bytes, says: str) -> None:
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            with suppress(OSError):
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        outcome = send(
+            f"http://127.0.0.1:{server.getsockname()[1]}/", new_secret(), "msg_1", b"{}", private=True
+        )
+    assert outcome is not None and outcome.error == says
+
+
+def test_an_answer_that_drips_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and the answer never does."""
+    assert delivering.DEADLINE < LEASE
+    monkeypatch.setattr(delivering, "DEADLINE", 1.0)
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                connection.sendall(b"y")
+                done.wait(0.1)
+
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        outcome = send(url, new_secret(), "msg_1", b"{}", private=True)
+        assert outcome == delivering.Outcome(None, "no whole answer within 1 s")
