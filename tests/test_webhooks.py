@@ -270,8 +270,11 @@ def test_certificates_are_those_of_the_name_that_was_asked_for(
             "ec_paramgen_curve:P-256",
             "-nodes",
             "-keyout",
-        ]
-        + [str(tmp_path / "key"), "-out", str(tmp_path / "certificate"), *name],
+            str(tmp_path / "key"),
+            "-out",
+            str(tmp_path / "certificate"),
+            *name,
+        ],
         check=True,
         capture_output=True,
     )
