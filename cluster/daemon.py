@@ -4,6 +4,7 @@
     listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
+    deliverer   tells webhooks of what was committed (cluster/deliver.py)
 
 A clean stop lets commits under way finish, refuses new work, and says "stopped", so that nobody waits for it.
 """
@@ -23,6 +24,7 @@ from typing import NoReturn
 
 from cluster import embedded, failing, heal, history, leftovers, logs, removed, upkeep
 from cluster.config import Config
+from cluster.deliver import Deliverer
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
 from cluster.http.app import App
@@ -77,6 +79,8 @@ def run(config: Config) -> NoReturn:
         servers.append(web)
         where += " and HTTP{} on {} port {}".format("S" if config.http.certificate else "", *web.start())
     keeper.start()
+    deliverer = Deliverer(node, stop)
+    deliverer.start()
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
     while os.read(signals, 1)[0] == signal.SIGHUP and web is not None and web.renew():
@@ -84,6 +88,7 @@ def run(config: Config) -> NoReturn:
     stop.set()
     if site is not None:
         site.stopping.set()
+    node.bell.ring()
     _log.info("device %s stops", node.name)
     for endpoint in servers:
         endpoint.stop_accepting()
@@ -91,6 +96,7 @@ def run(config: Config) -> NoReturn:
     until = time.monotonic() + GRACE
     for endpoint in servers:
         endpoint.close(max(0.0, until - time.monotonic()))
+    deliverer.finish()
     keeper.finish()
     node.peers.close()
     node.db.close()
@@ -185,6 +191,7 @@ class Keeper:
             try:
                 looked = False
                 for payload in self._node.db.listen():
+                    self._node.bell.ring()
                     if self._stop.is_set():
                         return
                     if not looked:  # from here on nothing is missed

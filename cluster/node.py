@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.background import Background
+from cluster.bell import Bell
 from cluster.certificates import TrustedCAs
-from cluster.config import LimitsSection, ProxySection, UpkeepSection, WritesSection
+from cluster.config import LimitsSection, ProxySection, UpkeepSection, WebhooksSection, WritesSection
 from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
 from cluster.locks import Turns, write_lock
@@ -27,6 +28,7 @@ class Node:
     trusted: whose certificates prove users.
     cluster: the name that people know the cluster by.
     advertised: what Git says first of a copy, while it stays as it is (cluster/upload.py).
+    bell: rung when the database has told of a change.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Node:
     cluster: str = "cluster"
     advertised: dict[tuple[Path, bool], tuple[object, bytes]] = field(default_factory=dict)
     background: Background = field(default_factory=Background)
+    bell: Bell = field(default_factory=Bell)
+    webhooks: WebhooksSection = field(default_factory=WebhooksSection)
 
     def reach(self, step: Step) -> None:
         """A step of a push begins: where fault tests stop."""

@@ -80,4 +80,5 @@ def open_node(config: Config, environ: Mapping[str, str]) -> Node:
         limits=config.limits,
         trusted=trusted,
         cluster=config.cluster.name,
+        webhooks=config.webhooks,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
+from cluster.db.feed import Change, Feed
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
@@ -23,6 +24,7 @@ from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
 from cluster.db.tokens import Token, Tokens
+from cluster.db.webhooks import Lease, Webhook, Webhooks, no_webhook
 from cluster.db.who import UserKey, Who, key_gone
 from cluster.db.writes import LockHolder, Writes, lock_label
 
@@ -39,6 +41,8 @@ class Database(
     Replicas,
     History,
     Log,
+    Feed,
+    Webhooks,
     Recall,
     Condition,
 ):
@@ -48,9 +52,11 @@ class Database(
 __all__ = [
     "SCHEMA_VERSION",
     "Alike",
+    "Change",
     "Connection",
     "Copy",
     "Database",
+    "Lease",
     "Listed",
     "LockHolder",
     "OwnKey",
@@ -59,8 +65,10 @@ __all__ = [
     "Standing",
     "Token",
     "UserKey",
+    "Webhook",
     "key_gone",
     "lock_label",
     "no_repository",
+    "no_webhook",
     "schema_file",
 ]
