@@ -13,6 +13,7 @@ from cluster.db import key_gone, no_repository
 from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
+from cluster.measure import ReadStep
 from cluster.model import ActorKind, DeviceMode, Exchange, Level, Request, Snapshot
 from cluster.node import Node
 from cluster.protection import forbidden
@@ -31,17 +32,21 @@ def serve(node: Node, request: Request, client: Client) -> int:
     """
     if request.moves_refs:
         node.reach(Step.AUTHORIZE)
+    else:
+        node.measures.step(ReadStep.AUTHORIZE)
     try:
         snapshot = authorize(node, request)
         way = route(node, request, snapshot)
     except DatabaseUnavailable as error:
         snapshot = remembered(node, request, client, error)
+        node.measures.step(ReadStep.SERVE)
         return upload(node, request, snapshot, client, settling(node, client))
 
     def here(client: Client) -> int:
         return (push if request.moves_refs else read)(node, request, snapshot, client)
 
     if way.elsewhere:
+        node.measures.step(ReadStep.PASS_ON)
         return pass_on(node, request, way.elsewhere, client, here if way.here else None)
     return here(client)
 
@@ -51,12 +56,15 @@ def read(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
 
     A device is served what is here; everybody else what is newest."""
     if request.actor.kind is ActorKind.DEVICE:
+        node.measures.step(ReadStep.SERVE)
         return upload(node, request, snapshot, client, None)
+    node.measures.step(ReadStep.CATCH_UP)
     settle = settling(node, client)
     try:
         snapshot = settle(snapshot)
     except DatabaseUnavailable as error:
         snapshot = remembered(node, request, client, error)
+    node.measures.step(ReadStep.SERVE)
     return upload(node, request, snapshot, client, settle)
 
 
@@ -68,7 +76,7 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
     node.reach(Step.RECEIVE)
     with receiving(node, request, snapshot, client) as git_push:
         if proposal := git_push.proposal():
-            with git_push.explaining():
+            with git_push.explaining(), node.measures.told():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
                 # The upload may have taken long: who may do what is asked anew.

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from cluster.endpoint import unforeseen
 from cluster.errors import ClusterError, NotFound
+from cluster.http import health, metrics
 from cluster.http.answers import in_words
 from cluster.http.git import Git, asked, realm
 from cluster.http.site import Site
@@ -28,7 +29,10 @@ _log = logging.getLogger(__name__)
 
 def routes(site: Site) -> list[BaseRoute]:
     """Of everything below /-/."""
-    return []
+    return [
+        *health.routes(site),
+        *metrics.routes(site),
+    ]
 
 
 class App:

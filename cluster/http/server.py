@@ -86,6 +86,11 @@ class HttpServer:
             time.sleep(0.005)
         return bound
 
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._server.server_state.connections)
+
     def stop_accepting(self) -> None:
         """No new connections; those that are idle end."""
         self._server.should_exit = True
