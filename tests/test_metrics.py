@@ -21,7 +21,21 @@ from tests.cluster_fixture import Cluster, Project
 
 Figures = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 ROOT = Path(__file__).parent.parent
-STEPS = """authorize catch-up receive propose stage lock clear settle intend apply commit mark acknowledge""".split()
+STEPS = [
+    "authorize",
+    "catch-up",
+    "receive",
+    "propose",
+    "stage",
+    "lock",
+    "clear",
+    "settle",
+    "intend",
+    "apply",
+    "commit",
+    "mark",
+    "acknowledge",
+]
 
 
 def fetch(cluster: Cluster, device: str, path: str, **headers: str) -> tuple[int, str, Mapping[str, str]]:
