@@ -16,12 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster import tokens
+from cluster.faults import Step
 from cluster.model import EventKind, Level
 from tests.cluster_fixture import Cluster, Project
 
 Figures = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 ROOT = Path(__file__).parent.parent
-STEPS = [
+STEPS = [step.value for step in Step if step is not Step.DONE]
     "authorize",
     "catch-up",
     "receive",
