@@ -23,20 +23,6 @@ from tests.cluster_fixture import Cluster, Project
 Figures = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 ROOT = Path(__file__).parent.parent
 STEPS = [step.value for step in Step if step is not Step.DONE]
-    "authorize",
-    "catch-up",
-    "receive",
-    "propose",
-    "stage",
-    "lock",
-    "clear",
-    "settle",
-    "intend",
-    "apply",
-    "commit",
-    "mark",
-    "acknowledge",
-]
 
 
 def fetch(cluster: Cluster, device: str, path: str, **headers: str) -> tuple[int, str, Mapping[str, str]]:
