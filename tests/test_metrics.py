@@ -10,15 +10,18 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster import tokens
+from cluster.db import Database
 from cluster.faults import Step
+from cluster.meters import Meters
 from cluster.model import EventKind, Level
-from tests.cluster_fixture import Cluster, Project
+from tests.cluster_fixture import Cluster, Project, RawPush
 
 Figures = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 ROOT = Path(__file__).parent.parent
@@ -165,6 +168,68 @@ def test_syncs_are_counted_where_they_happen(app: Project) -> None:
     )
     assert synced == 1
     assert moved.requests() == {}
+
+
+def test_what_runs_now(app: Project) -> None:
+    app.pushed("a", "main")
+
+    def running() -> tuple[float, float]:
+        found = figures(app.cluster, "a")
+        return (
+            of(found, "git_cluster_git_processes", command="receive-pack"),
+            of(found, "git_cluster_connections", endpoint="ssh"),
+        )
+
+    before = running()
+    push = RawPush(app.cluster, "a", app.name)  # it says nothing more for now
+    try:
+        app.cluster.wait(lambda: running() == (before[0] + 1, before[1] + 1), "one more of each")
+    finally:
+        push.kill()
+    app.cluster.wait(lambda: running() == before, "it is gone")
+    moved = Moved(app.cluster, "a")
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: fetch(app.cluster, "a", "/-/metrics")[0], range(40)))
+    moved.look()
+    assert texts == [200] * 40 and moved.requests() == {}
+
+
+def test_a_request_that_is_passed_on(devices: Cluster) -> None:
+    """The device that answers counts it as one of a peer's; the one that was asked, as one of a person's."""
+    name = "team/only-b"
+    devices.create(name, devices="b")
+    app = Project(devices, name)
+    front, back = Moved(devices, "a"), Moved(devices, "b")
+    app.pushed("a", "main")
+    front.look()
+    back.look()
+    assert front.requests() == {"ssh receive-pack ok": 1} and back.requests() == {}
+    assert front.by("git_cluster_commits_total") == 0 and back.by("git_cluster_commits_total") == 1
+    peer = {"endpoint": "peer", "service": "receive-pack", "outcome": "ok"}
+    assert back.by("git_cluster_requests_total", **peer) == 1
+    for step, times in {"authorize": 1, "pass-on": 1, "receive": 0}.items():
+        assert front.by("git_cluster_push_step_seconds_count", step=step) == times
+
+
+def test_events_are_counted_once_each(devices: Cluster) -> None:
+    app = Project.named(devices, "events")
+    number = devices.snapshot(app.name).repository.id
+    meters = Meters()
+    with Database(devices.database, measures=meters).open() as db:
+        for _ in range(2):  # the second time there is nothing to note
+            db.freeze(number, "a test")
+            db.note_damage(number, "c", "a test")
+        db.freeze(number, None)
+        db.freeze(number, None)
+        db.note_damage(number, "c", None)
+        db.record(number, EventKind.HEAL, "c", "a test")
+    counted = {
+        kind.value: meters.registry.get_sample_value("git_cluster_events_total", {"kind": kind.value})
+        for kind in EventKind
+    }
+    assert {kind: count for kind, count in counted.items() if count} == {
+        "freeze": 1, "thaw": 1, "damage": 1, "heal": 1,
+    }  # fmt: skip
 
 
 def test_the_cluster_in_numbers(devices: Cluster) -> None:
