@@ -4,6 +4,7 @@ and no more; whoever asks keeps the answer for a while (cluster/looked.py)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import LiteralString
 
 from cluster.db.connections import WRITE_LOCK_CLASS, Connections
 from cluster.db.schema import check_schema
@@ -103,7 +104,10 @@ class Overview(Connections):
         return dict.fromkeys(STATES, 0) | {row["state"]: row["count"] for row in rows}
 
     def behind(self, device: str | None = None) -> list[Behind]:
-        """Of each device, or of one."""
+        """Of each device; or of one, whose replicas an index finds."""
+        here: LiteralString = (
+            " r.device_id = (select id from device where name = %(device)s)" if device else " true"
+        )
         rows = self._read(
             """select d.name, count(r.device_id) as count,
                       count(r.device_id) filter (where r.version is null) as absent,
@@ -111,7 +115,9 @@ class Overview(Connections):
                  from device d
                  left join (select r.device_id, r.repository_id, r.version
                               from replica r join repository p on p.id = r.repository_id
-                             where p.name is not null and r.version is distinct from p.version) r on r.device_id = d.id
+                             where p.name is not null and r.version is distinct from p.version and"""
+            + here
+            + """) r on r.device_id = d.id
                  left join push p on p.repository_id = r.repository_id and p.version = r.version + 1
                 where %(device)s::text is null or d.name = %(device)s
                 group by d.name order by d.name""",

@@ -126,11 +126,16 @@ class Health:
         except NoAnswer:
             disk = "the disk of this device does not answer"
         try:
-            seen = self._database.get(PATIENCE)
-            if seen.away is not None:
-                return replace(seen, disk=disk)
-            return replace(seen, disk=disk, stuck=self._stuck.get(PATIENCE))
-        except (NoAnswer, ClusterError):
+            seen = replace(self._database.get(PATIENCE), disk=disk)
+        except NoAnswer:
+            return Condition(away=AWAY, disk=disk)
+        if seen.away is not None:
+            return seen
+        try:
+            return replace(seen, stuck=self._stuck.get(PATIENCE))
+        except NoAnswer:  # of very many copies, the first look takes longer
+            return seen
+        except ClusterError:
             return Condition(away=AWAY, disk=disk)
 
 
