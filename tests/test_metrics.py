@@ -269,6 +269,15 @@ def test_nothing_names_a_repository_a_user_or_an_address(app: Project) -> None:
         assert headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize(
+    "accept", ["", "text/plain; version=abc", 'application/openmetrics-text;version="1', ",;=;," * 99, "\xff"]
+)
+def test_rubbish_asked_for_is_answered_in_text(devices: Cluster, accept: str) -> None:
+    status, text, headers = fetch(devices, "a", "/-/metrics", Accept=accept)
+    assert status == 200 and list(text_string_to_metric_families(text))
+    assert headers["content-type"].partition(";")[0] in ("text/plain", "application/openmetrics-text")
+
+
 def test_names_and_help(devices: Cluster) -> None:
     _, text, _ = fetch(devices, "a", "/-/metrics")
     families = list(text_string_to_metric_families(text))

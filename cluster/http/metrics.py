@@ -7,15 +7,16 @@ takes PATIENCE, and says that it does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import anyio.to_thread
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -42,6 +43,9 @@ than a twentieth of the time, however many repositories there are."""
 BYGONE = 120.0
 """Seconds for which an older answer is given while the next one takes long."""
 
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text"
+
 
 def routes(site: Site) -> list[BaseRoute]:
     meters = site.node.measures
@@ -54,7 +58,11 @@ def routes(site: Site) -> list[BaseRoute]:
 
     async def metrics(request: Request) -> Response:
         await allowed(site, request)
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        # Not the library's own choice, which fails over a version that is no number.
+        encode: Callable[[Any], bytes] = generate_latest
+        kind = TEXT
+        if OPENMETRICS in request.headers.get("accept", ""):
+            encode, kind = openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
         body = await anyio.to_thread.run_sync(lambda: encode(_Both(meters.registry, seen)), limiter=limiter)
         return Response(body, media_type=None, headers={"content-type": kind, "cache-control": "no-store"})
 
