@@ -5,6 +5,7 @@
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
     deliverer   tells webhooks of what was committed (cluster/deliver.py)
+    recorder    writes down once a minute how this device does
 
 A clean stop lets commits under way finish, refuses new work, and says "stopped", so that nobody waits for it.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import select
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +32,12 @@ from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskF
 from cluster.http.app import App
 from cluster.http.server import HttpServer
 from cluster.http.site import open_site
+from cluster.meters import Meters
 from cluster.model import Device
 from cluster.node import Node
 from cluster.opening import HEARTBEAT, SERVE_LOCK, open_node
 from cluster.openssh import HookServer
+from cluster.recorder import Recorder
 from cluster.requests import Requests
 from cluster.ssh import SshServer
 from cluster.sync import catch_up
@@ -56,38 +60,45 @@ def run(config: Config) -> NoReturn:
     os.umask(0o077)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client that pushes needs about ten
-    node = open_node(config, dict(os.environ))
+    meters = Meters()
+    node = open_node(config, dict(os.environ), meters)
     alone = _alone(node.store.root)
     stop, signals = Event(), _signals(renews=bool(config.http and config.http.certificate))
     leftovers.clean_at_start(node.store)
     if ended := node.db.end_sessions_of(node.name):
         _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
+    recorder = Recorder(node.db, node.name, meters.tally, stop)
     requests = Requests(node)
     hooks = HookServer(node.store.run_directory(), requests)
     servers: list[SshServer | HookServer | HttpServer] = [hooks]
     hooks.start()
+    meters.connections["openssh"] = lambda: hooks.open
     where = "SSH through OpenSSH's hooks"
     if config.ssh is not None:
         server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
         servers.append(server)
+        meters.connections["ssh"] = lambda: server.open
         where = "SSH on {} port {}".format(*server.start())
     site = web = None
     if config.http is not None:
         site = open_site(node, requests, config.http)
         web = HttpServer(config.http, App(site), grace=node.limits.login_grace, finish=GRACE)
         servers.append(web)
+        meters.connections["http"] = lambda: web.open
         where += " and HTTP{} on {} port {}".format("S" if config.http.certificate else "", *web.start())
     keeper.start()
     deliverer = Deliverer(node, stop)
     deliverer.start()
+    recorder.start()
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
     while os.read(signals, 1)[0] == signal.SIGHUP and web is not None and web.renew():
         pass
-    stop.set()
-    if site is not None:
+    if site is not None and config.http is not None:
         site.stopping.set()
+        select.select([signals], [], [], config.http.linger)  # a second signal ends the waiting
+    stop.set()
     node.bell.ring()
     _log.info("device %s stops", node.name)
     for endpoint in servers:
@@ -97,6 +108,7 @@ def run(config: Config) -> NoReturn:
     for endpoint in servers:
         endpoint.close(max(0.0, until - time.monotonic()))
     deliverer.finish()
+    recorder.finish()
     keeper.finish()
     node.peers.close()
     node.db.close()

@@ -345,7 +345,7 @@ def test_who_takes_nothing_for_long_is_hung_up_on(
     assert config.http is not None
     node = open_node(config, {})
     site = open_site(node, Requests(node), config.http)
-    server = HttpServer(replace(config.http, listen=Address("127.0.0.1", 0)), App(site), grace=5)
+    server = HttpServer(replace(config.http, listen=Address("127.0.0.1", 0)), App(site), grace=5, finish=1.0)
     fill(devices, app, 60)
     try:
         port = server.start().port

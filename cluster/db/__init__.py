@@ -17,6 +17,8 @@ from cluster.db.feed import Change, Feed
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
+from cluster.db.measurements import Bucket, CopiesThen, Measurements, Minute
+from cluster.db.overview import STATES, Backlog, Behind, Overview, Presence, Stuck
 from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
@@ -45,24 +47,34 @@ class Database(
     Webhooks,
     Recall,
     Condition,
+    Overview,
+    Measurements,
 ):
     """The cluster's PostgreSQL."""
 
 
 __all__ = [
     "SCHEMA_VERSION",
+    "STATES",
     "Alike",
+    "Backlog",
+    "Behind",
+    "Bucket",
     "Change",
     "Connection",
+    "CopiesThen",
     "Copy",
     "Database",
     "Lease",
     "Listed",
     "LockHolder",
+    "Minute",
     "OwnKey",
+    "Presence",
     "Recollection",
     "Server",
     "Standing",
+    "Stuck",
     "Token",
     "UserKey",
     "Webhook",

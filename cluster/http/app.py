@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from cluster.endpoint import unforeseen
 from cluster.errors import ClusterError, NotFound
-from cluster.http import archive, events
+from cluster.http import archive, events, health, metrics
 from cluster.http.answers import in_words
 from cluster.http.git import Git, asked, realm
 from cluster.http.site import Site
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 def routes(site: Site) -> list[BaseRoute]:
     """Of everything below /-/."""
     return [
+        *health.routes(site),
+        *metrics.routes(site),
         *events.routes(site),
     ]
 

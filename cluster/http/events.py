@@ -26,8 +26,8 @@ from starlette.routing import BaseRoute, Route
 from cluster import access, names
 from cluster.db import Database, no_repository
 from cluster.errors import Refused, UsageError, WriteConflict
+from cluster.http.connection import ABORT
 from cluster.http.fanout import Fanout, Listener, read_on
-from cluster.http.server import ABORT
 from cluster.http.site import Site
 from cluster.model import Actor, Level
 

@@ -102,6 +102,11 @@ class HttpServer:
         self._certificate.renew()
         return True
 
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._server.server_state.connections)
+
     def stop_accepting(self) -> None:
         """No new connections; those that are idle end."""
         self._stopping.set()
