@@ -25,6 +25,7 @@ Heal = Literal["manual", "auto"]
 Stale = Literal["refuse", "allow"]
 ProxyWhen = Literal["absent", "behind"]
 Anonymous = Literal["refuse", "read"]
+MetricsFor = Literal["everyone", "administrators"]
 PrivateAddresses = Literal["refuse", "allow"]
 DEFAULT_HEAL: Heal = "auto"
 """What happens to an interrupted write where the file does not say."""
@@ -70,6 +71,9 @@ class HttpSection:
     trusted_proxies: networks whose X-Forwarded-For and -Proto are believed.
     anonymous: whether somebody without a token may read what everyone may read.
     connections: open at once; one more is told to come again.
+    metrics: who may read /-/metrics, which names no repository and no user.
+    linger: seconds after SIGTERM in which it goes on answering, and says that it is not ready, so that a load balancer
+    hears of the end before it comes. 0: none.
     """
 
     listen: Address
@@ -79,6 +83,8 @@ class HttpSection:
     trusted_proxies: tuple[str, ...] = ()
     anonymous: Anonymous = "read"
     connections: int = 2000
+    metrics: MetricsFor = "everyone"
+    linger: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +279,8 @@ def _http(table: Table) -> HttpSection:
         trusted_proxies=table.networks,
         anonymous=table.one_of(*get_args(Anonymous)),
         connections=table.count,
+        metrics=table.one_of(*get_args(MetricsFor)),
+        linger=table.pause,
     )
     if (section.certificate is None) != (section.key is None):
         there, missing = ("certificate", "key") if section.certificate else ("key", "certificate")

@@ -126,6 +126,12 @@ class Table:
         allowed = 'seconds as a number, or "500ms", "120s", "5m", "1h"; more than 0 and at most 24 hours'
         return self._seconds(key, allowed, MAX_DURATION)
 
+    def pause(self, key: str) -> float:
+        allowed = 'seconds as a number, or "5s"; at most a minute'
+        if self.values[key] in (0, "0", "0s") and not isinstance(self.values[key], bool):
+            return 0.0
+        return self._seconds(key, allowed, 60.0)
+
     def days(self, key: str) -> float:
         return self._seconds(
             key, 'a duration such as "7d" or "12h"; more than 0 and at most 366 days', 366 * DAY

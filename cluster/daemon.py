@@ -4,6 +4,8 @@
     listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
+    deliverer   tells webhooks of what was committed (cluster/deliver.py)
+    recorder    writes down once a minute how this device does
 
 A clean stop lets commits under way finish, refuses new work, and says "stopped", so that nobody waits for it.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import select
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +26,18 @@ from typing import NoReturn
 
 from cluster import embedded, failing, heal, history, leftovers, logs, removed, upkeep
 from cluster.config import Config
+from cluster.deliver import Deliverer
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
 from cluster.http.app import App
 from cluster.http.server import HttpServer
 from cluster.http.site import open_site
+from cluster.meters import Meters
 from cluster.model import Device
 from cluster.node import Node
 from cluster.opening import HEARTBEAT, SERVE_LOCK, open_node
 from cluster.openssh import HookServer
+from cluster.recorder import Recorder
 from cluster.requests import Requests
 from cluster.ssh import SshServer
 from cluster.sync import catch_up
@@ -54,35 +60,46 @@ def run(config: Config) -> NoReturn:
     os.umask(0o077)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client that pushes needs about ten
-    node = open_node(config, dict(os.environ))
+    meters = Meters()
+    node = open_node(config, dict(os.environ), meters)
     alone = _alone(node.store.root)
-    stop, signals = Event(), _signals()
+    stop, signals = Event(), _signals(renews=bool(config.http and config.http.certificate))
     leftovers.clean_at_start(node.store)
     if ended := node.db.end_sessions_of(node.name):
         _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
+    recorder = Recorder(node.db, node.name, meters.tally, stop)
     requests = Requests(node)
     hooks = HookServer(node.store.run_directory(), requests)
     servers: list[SshServer | HookServer | HttpServer] = [hooks]
     hooks.start()
+    meters.connections["openssh"] = lambda: hooks.open
     where = "SSH through OpenSSH's hooks"
     if config.ssh is not None:
         server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
         servers.append(server)
+        meters.connections["ssh"] = lambda: server.open
         where = "SSH on {} port {}".format(*server.start())
-    site = None
+    site = web = None
     if config.http is not None:
         site = open_site(node, requests, config.http)
-        web = HttpServer(config.http, App(site), grace=node.limits.login_grace)
+        web = HttpServer(config.http, App(site), grace=node.limits.login_grace, finish=GRACE)
         servers.append(web)
+        meters.connections["http"] = lambda: web.open
         where += " and HTTP{} on {} port {}".format("S" if config.http.certificate else "", *web.start())
     keeper.start()
+    deliverer = Deliverer(node, stop)
+    deliverer.start()
+    recorder.start()
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
-    os.read(signals, 1)
-    stop.set()
-    if site is not None:
+    while os.read(signals, 1)[0] == signal.SIGHUP and web is not None and web.renew():
+        pass
+    if site is not None and config.http is not None:
         site.stopping.set()
+        select.select([signals], [], [], config.http.linger)  # a second signal ends the waiting
+    stop.set()
+    node.bell.ring()
     _log.info("device %s stops", node.name)
     for endpoint in servers:
         endpoint.stop_accepting()
@@ -90,6 +107,8 @@ def run(config: Config) -> NoReturn:
     until = time.monotonic() + GRACE
     for endpoint in servers:
         endpoint.close(max(0.0, until - time.monotonic()))
+    deliverer.finish()
+    recorder.finish()
     keeper.finish()
     node.peers.close()
     node.db.close()
@@ -100,8 +119,9 @@ def run(config: Config) -> NoReturn:
     os._exit(0)  # a sync of hours is not waited for: it resumes after the next start
 
 
-def _signals() -> int:
-    """A file descriptor from which a byte can be read once SIGTERM or SIGINT has come.
+def _signals(*, renews: bool) -> int:
+    """A file descriptor from which a byte can be read once SIGTERM, SIGINT or, where it `renews` a certificate,
+    SIGHUP has come: the signal's number.
 
     The kernel may give a signal to any thread. Python's handlers run in the main thread, and nothing wakes that up
     from a lock that it waits for; this descriptor is written to by whichever thread it was.
@@ -109,7 +129,7 @@ def _signals() -> int:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if renews else [])):
         signal.signal(number, lambda *_: None)
     return reader
 
@@ -183,6 +203,7 @@ class Keeper:
             try:
                 looked = False
                 for payload in self._node.db.listen():
+                    self._node.bell.ring()
                     if self._stop.is_set():
                         return
                     if not looked:  # from here on nothing is missed

@@ -358,6 +358,7 @@ class Write:
                     pause = min(pause * 2, 1.0)
                 connection = None
         self._intent = None
+        node.measures.committed()
         _log.info(
             "committed",
             extra=fields(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from cluster.client import Client
@@ -43,6 +44,7 @@ MOST_ADDRESSES = 4096
 _log = logging.getLogger(__name__)
 
 
+@lru_cache(MOST_ADDRESSES)
 def network(address: str) -> str:
     """Who is taken for one client: an IPv4 address, or an IPv6 /64, of which whoever has one address has all."""
     try:
@@ -306,6 +308,12 @@ class FailedLogins:
                 return 0.0
             found.refusals += 1
             return DELAYS[min(found.refusals, len(DELAYS)) - 1]
+
+    def slowed(self, address: str) -> bool:
+        """Whether refusals to this address wait."""
+        with self._lock:
+            found = self._now(network(address))
+            return found is not None and found.slowed
 
     def _now(self, key: str) -> _Failures | None:
         """What is remembered of an address, less what is forgotten since."""

@@ -77,3 +77,4 @@ def _send(handler: logging.Handler, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in ("paramiko", "psycopg"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # cluster/http says it, in fewer lines

@@ -104,7 +104,7 @@ class Loopback:
     def set_up(self, names: list[str]) -> None:
         """Files, keys, schema, devices and one user who may do everything. No process yet."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        _write(self.config, self._cluster_section(self.database))
+        _write(self.config, self._cluster_section(self.database) + self._tables("webhooks"))
         with Database(self.database).open(any_schema=True) as db:
             db.init("demo")
             for name in names:
@@ -120,10 +120,7 @@ class Loopback:
         device.directory.mkdir(exist_ok=True)
         key = _key(write_keypair(device.directory / "device_ed25519", name))
         host_key = _key(write_keypair(device.directory / "host_ed25519", name))
-        tables = "\n".join(
-            f"[{table}]\n" + "".join(f"{option} = {value}\n" for option, value in options.items())
-            for table, options in self._sections.items()
-        )
+        tables = self._tables(*self._sections)
         _write(
             device.config,
             f"""{self._cluster_section(self.database_of(name))}
@@ -145,6 +142,13 @@ key = "device_ed25519"
             host_key=host_key.line,
         )
         self.devices[name] = device
+
+    def _tables(self, *names: str) -> str:
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{option} = {value}\n" for option, value in self._sections[name].items())
+            for name in names
+            if name in self._sections
+        )
 
     # Where things are and how they are reached: what a cluster on another network than loopback does otherwise.
 

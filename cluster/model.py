@@ -107,11 +107,13 @@ class Exchange(StrEnum):
     STREAM         both ways at once, Git first: over SSH
     ADVERTISEMENT  Git says what there is, and ends: the first request over HTTP. A read, of receive-pack, too
     STATELESS      the client says everything, then Git does: each further request over HTTP
+    ARCHIVE        an archive for who speaks no protocol of Git's (cluster/archive.py): a browser over HTTP
     """
 
     STREAM = "stream"
     ADVERTISEMENT = "advertisement"
     STATELESS = "stateless"
+    ARCHIVE = "archive"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.background import Background
+from cluster.bell import Bell
 from cluster.certificates import TrustedCAs
-from cluster.config import LimitsSection, ProxySection, UpkeepSection, WritesSection
+from cluster.config import LimitsSection, ProxySection, UpkeepSection, WebhooksSection, WritesSection
 from cluster.db import Connection, Database
 from cluster.faults import Faults, Step
 from cluster.locks import Turns, write_lock
+from cluster.measure import Measures
 from cluster.peer import Peers
 from cluster.stale import Memory
 from cluster.store import Store
@@ -27,6 +29,8 @@ class Node:
     trusted: whose certificates prove users.
     cluster: the name that people know the cluster by.
     advertised: what Git says first of a copy, while it stays as it is (cluster/upload.py).
+    bell: rung when the database has told of a change.
+    measures: what is counted of this device's work.
     """
 
     name: str
@@ -45,9 +49,13 @@ class Node:
     cluster: str = "cluster"
     advertised: dict[tuple[Path, bool], tuple[object, bytes]] = field(default_factory=dict)
     background: Background = field(default_factory=Background)
+    bell: Bell = field(default_factory=Bell)
+    webhooks: WebhooksSection = field(default_factory=WebhooksSection)
+    measures: Measures = field(default_factory=Measures)
 
     def reach(self, step: Step) -> None:
         """A step of a push begins: where fault tests stop."""
+        self.measures.step(step)
         self.faults.reach(step, self.db.cut_connections)
 
     @property
@@ -65,14 +73,16 @@ class Node:
         gone: Callable[[], bool] = lambda: False,
     ) -> AbstractContextManager[Connection]:
         """cluster.locks.write_lock, as this device takes it: a silent device's lock is broken where healing is on."""
-        return write_lock(
-            self.turns,
-            self.db,
-            repository_id,
-            device=self.name,
-            actor=actor,
-            timeout=timeout,
-            break_after=self.writes.fence_after if self.heals else None,
-            say=say,
-            gone=gone,
+        return self.measures.locking(
+            write_lock(
+                self.turns,
+                self.db,
+                repository_id,
+                device=self.name,
+                actor=actor,
+                timeout=timeout,
+                break_after=self.writes.fence_after if self.heals else None,
+                say=say,
+                gone=gone,
+            )
         )

@@ -12,6 +12,7 @@ from cluster.db import Database
 from cluster.errors import ConfigError, NotFound, Refused
 from cluster.faults import Faults
 from cluster.keyfiles import load_key
+from cluster.measure import Measures
 from cluster.model import DeviceMode
 from cluster.node import Node
 from cluster.peer import Peers
@@ -27,8 +28,12 @@ SERVE_LOCK = "serve.lock"
 """In data_dir: locked by the daemon for as long as it runs."""
 
 
-def open_node(config: Config, environ: Mapping[str, str]) -> Node:
-    """Everything that this device works with, checked. ConfigError, DatabaseUnavailable, Refused."""
+def open_node(config: Config, environ: Mapping[str, str], measures: Measures | None = None) -> Node:
+    """Everything that this device works with, checked. ConfigError, DatabaseUnavailable, Refused.
+
+    measures: what counts its work; None: nothing does.
+    """
+    measures = measures or Measures()
     if config.device is None:
         raise ConfigError(
             f"{config.path} has no [device] section",
@@ -48,7 +53,7 @@ def open_node(config: Config, environ: Mapping[str, str]) -> Node:
     key = load_key(config.device.key, "the key of this device")
     trusted = certificates.load(config.login.trusted_ca)
     url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
-    db = Database(url, application_name=f"git-cluster {config.device.name}").open()
+    db = Database(url, application_name=f"git-cluster {config.device.name}", measures=measures).open()
     try:
         device = db.device(config.device.name)
     except NotFound as error:
@@ -80,4 +85,6 @@ def open_node(config: Config, environ: Mapping[str, str]) -> Node:
         limits=config.limits,
         trusted=trusted,
         cluster=config.cluster.name,
+        webhooks=config.webhooks,
+        measures=measures,
     )

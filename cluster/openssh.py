@@ -174,6 +174,12 @@ class HookServer:
     def path(self) -> Path:
         return self._folder / SOCKET
 
+    @property
+    def open(self) -> int:
+        """Requests of sshd's hooks that run now."""
+        with self._change:
+            return self._running
+
     def start(self) -> None:
         """Take the socket's place; the caller is the only daemon on this disk. OSError."""
         self._folder.chmod(0o700)

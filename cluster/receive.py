@@ -27,7 +27,7 @@ from types import TracebackType
 from cluster import failing, git, hooks
 from cluster.client import Client, write_all
 from cluster.disk import ReplicaLock
-from cluster.errors import ClientGone, ClusterError, DiskFailed, GitFailed
+from cluster.errors import ClientGone, ClusterError, DiskFailed, GitFailed, Refused
 from cluster.limits import size
 from cluster.model import RefUpdate
 from cluster.outbox import Outbox
@@ -43,7 +43,7 @@ TOO_LARGE = b"pack exceeds maximum allowed size"
 _log = logging.getLogger(__name__)
 
 
-class Hopeless(Exception):
+class Hopeless(Refused):
     """No ref of a push can move, and why, by ref."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:

@@ -13,7 +13,8 @@ from cluster.client import Client
 from cluster.db import key_gone
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
 from cluster.limits import Sessions, Watch
-from cluster.model import Actor, ActorKind, Request
+from cluster.measure import Asked
+from cluster.model import Actor, ActorKind, Exchange, Request
 from cluster.names import shown
 from cluster.node import Node
 from cluster.ssh_command import (
@@ -73,6 +74,11 @@ class Requests:
 
     def run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         """Hand a command to whoever carries it out, if this actor may give it at all."""
+        with self._node.measures.request(_asked(actor, command)) as answer:
+            code = self._answer(actor, command, client, protocol=protocol, address=address)
+            return answer.ended(code, gone=client.gone)
+
+    def _answer(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         try:
             with (
                 self._sessions.one(actor, address),
@@ -104,12 +110,15 @@ class Requests:
     def serve(self, request: Request, client: Client) -> int:
         """The same of a request that is one already: of Git's clients, over HTTP."""
         actor, address = request.actor, request.address
+        asked = Asked.of_git(actor, request.service, request.exchange, via=request.via)
         try:
             with (
+                self._node.measures.request(asked) as answer,
                 self._sessions.one(actor, address),
                 self._watch.over(client, actor, address) as watched,
             ):
-                return _git(request, lambda: session.serve(self._node, request, watched))
+                code = _git(request, lambda: session.serve(self._node, request, watched))
+                return answer.ended(code, gone=client.gone)
         except (DiskFailed, OSError) as error:
             raise self._of_disk(error, address) from error
 
@@ -166,6 +175,18 @@ class Requests:
             f"Hello {actor.name}: you have reached device {self._node.name} of git-cluster {self._node.cluster!r}. "
             "It gives no shell; use it with git clone, fetch and push. `ssh git@host help` lists what else it does."
         )
+
+
+def _asked(actor: Actor, command: Command) -> Asked:
+    """What is counted of a command."""
+    by_device = actor.kind is ActorKind.DEVICE
+    match command:
+        case ServiceCommand():
+            return Asked.of_git(actor, command.service, Exchange.STREAM, via="ssh")
+        case ProxyCommand() if by_device:
+            return Asked.of_git(actor, command.service, command.exchange, via=command.via, through=True)
+    kind = type(command).__name__.removesuffix("Command").lower()
+    return Asked("peer" if by_device else "ssh", kind, by_user=False)
 
 
 def _vouched_for(command: ProxyCommand, by: str) -> Request:

@@ -8,11 +8,13 @@ from random import getrandbits
 from uuid import uuid4
 
 from cluster import access
+from cluster.archive import archive
 from cluster.client import Client
 from cluster.db import key_gone, no_repository
 from cluster.errors import DatabaseUnavailable, NotFound, Refused
 from cluster.faults import Step
 from cluster.gate import fresh, refuse_frozen, refuse_unspeakable, writing
+from cluster.measure import ReadStep
 from cluster.model import ActorKind, DeviceMode, Exchange, Level, Request, Snapshot
 from cluster.node import Node
 from cluster.protection import forbidden
@@ -31,17 +33,20 @@ def serve(node: Node, request: Request, client: Client) -> int:
     """
     if request.moves_refs:
         node.reach(Step.AUTHORIZE)
+    else:
+        node.measures.step(ReadStep.AUTHORIZE)
     try:
         snapshot = authorize(node, request)
         way = route(node, request, snapshot)
     except DatabaseUnavailable as error:
         snapshot = remembered(node, request, client, error)
-        return upload(node, request, snapshot, client, settling(node, client))
+        return answer(node, request, snapshot, client, settling(node, client))
 
     def here(client: Client) -> int:
         return (push if request.moves_refs else read)(node, request, snapshot, client)
 
     if way.elsewhere:
+        node.measures.step(ReadStep.PASS_ON)
         return pass_on(node, request, way.elsewhere, client, here if way.here else None)
     return here(client)
 
@@ -51,13 +56,21 @@ def read(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
 
     A device is served what is here; everybody else what is newest."""
     if request.actor.kind is ActorKind.DEVICE:
-        return upload(node, request, snapshot, client, None)
+        return answer(node, request, snapshot, client, None)
+    node.measures.step(ReadStep.CATCH_UP)
     settle = settling(node, client)
     try:
         snapshot = settle(snapshot)
     except DatabaseUnavailable as error:
         snapshot = remembered(node, request, client, error)
-    return upload(node, request, snapshot, client, settle)
+    return answer(node, request, snapshot, client, settle)
+
+
+def answer(node: Node, request: Request, snapshot: Snapshot, client: Client, settle: Settle | None) -> int:
+    """A read, from this disk."""
+    node.measures.step(ReadStep.SERVE)
+    program = archive if request.exchange is Exchange.ARCHIVE else upload
+    return program(node, request, snapshot, client, settle)
 
 
 def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> int:
@@ -68,7 +81,7 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
     node.reach(Step.RECEIVE)
     with receiving(node, request, snapshot, client) as git_push:
         if proposal := git_push.proposal():
-            with git_push.explaining():
+            with git_push.explaining(), node.measures.told():
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
                 # The upload may have taken long: who may do what is asked anew.

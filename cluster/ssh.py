@@ -85,6 +85,12 @@ class SshServer:
         host, port = listener.getsockname()[:2]
         return host, port
 
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        with self._lock:
+            return len(self._connections)
+
     def stop_accepting(self) -> None:
         """No new connections; whoever asks for a command on an open one is told that this device shuts down."""
         with self._lock:

@@ -93,7 +93,10 @@ def _catch_up(node: Node, repository_id: int, say: Say) -> Snapshot:
         if plan is None:
             return snapshot
         try:
-            with node.store.adding_objects(repository_id) as objects:
+            with (
+                node.measures.syncing(trusted=plan.trusted),
+                node.store.adding_objects(repository_id) as objects,
+            ):
                 _fetch(node, snapshot, plan, say, objects)
                 with _write_lock(node, repository_id):
                     _apply(node, snapshot, plan)

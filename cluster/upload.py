@@ -30,6 +30,7 @@ from cluster import git
 from cluster.client import Client, Input, write_all
 from cluster.errors import ClientGone, ClusterError, GitFailed, LockTimeout, UsageError
 from cluster.model import Exchange, Request, Service, Snapshot
+from cluster.names import shown
 from cluster.node import Node
 from cluster.verify import doubt
 
@@ -62,10 +63,10 @@ def upload(node: Node, request: Request, snapshot: Snapshot, client: Client, set
 
     snapshot: what `settle` found last. settle: None for who asked for what is here, whatever that is (a device).
     """
-    return _Upload(node, request, client, _Steady(node, snapshot, settle)).run()
+    return _Upload(node, request, client, Steady(node, snapshot, settle)).run()
 
 
-class _Steady:
+class Steady:
     """Repeats a listing until no ref moved while it was made."""
 
     def __init__(self, node: Node, snapshot: Snapshot, settle: Settle | None) -> None:
@@ -89,7 +90,7 @@ class _Steady:
 
 
 class _Upload:
-    def __init__(self, node: Node, request: Request, client: Client, steady: _Steady) -> None:
+    def __init__(self, node: Node, request: Request, client: Client, steady: Steady) -> None:
         self._path = node.store.path(steady.snapshot.repository.id)
         self._client, self._steady, self._service = client, steady, request.service
         self._exchange = request.exchange
@@ -119,12 +120,21 @@ class _Upload:
             return self._advertise()
         if self._service is Service.UPLOAD_ARCHIVE:
             said, whole = whole_request(self._input)
+            self._refuse_hidden(said)
             return self._carry(*self._begun(said, _archive_begins, more=whole))
         if self._exchange is Exchange.STATELESS:
             return self._run_stateless()
         if not self._v2:
             return self._carry(*self._begun(b"", _advertisement))
         return self._run_v2()
+
+    def _refuse_hidden(self, said: bytes) -> None:
+        """upload-archive knows nothing of hidden refs, and makes an archive of any that is named."""
+        for name in map(os.fsdecode, named(said)):
+            look = ["rev-parse", "--verify", "--quiet", "--symbolic-full-name", name]
+            with suppress(GitFailed):
+                if b"refs/cluster/" in git.run(look, git_dir=self._path):
+                    raise UsageError(f"no such ref: {shown(name)}")
 
     def _advertise(self) -> int:
         """What there is, alone."""
@@ -348,6 +358,18 @@ def whole_request(client: Input) -> tuple[bytes, bool]:
     except _NotPackets as error:
         said.append(error.read)
     return b"".join(said), False
+
+
+def named(said: bytes) -> list[bytes]:
+    """What may name a ref below refs/cluster/ in a request for an archive, as Git reads it: up to a NUL or a colon."""
+    found, at = [], 0
+    while _LENGTH.fullmatch(said, at, at + 4) and (size := int(said[at : at + 4], 16)) > 4:
+        key, _, value = said[at + 4 : at + size].partition(b"\0")[0].partition(b" ")
+        at += size
+        name = value.partition(b":")[0].rstrip(b"\n")
+        if key == b"argument" and not name.startswith(b"-") and b"cluster/" in name:
+            found.append(name)
+    return found
 
 
 def _without_listings(client: Input, answer: Callable[[bytes], None]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from dulwich.protocol import pkt_line
 
 from cluster import tokens
 from cluster.model import Level
-from tests.breaking import polite
+from tests.breaking import hold, polite
 from tests.cluster_fixture import Cluster, Project
 from tests.http_fixture import HttpCluster
 
@@ -410,6 +411,25 @@ def test_200_mb_are_pushed_and_cloned_with_flat_memory(make_cluster: Make) -> No
         f"memory of the daemon, at the most: {before} KiB before, {pushed} after a push, {cloned} after a clone"
     )
     assert cloned - before < 30_000
+
+
+def test_a_push_under_way_is_finished_when_its_device_stops(make_cluster: Make) -> None:
+    cluster = make_cluster("ab")
+    cluster.create("team/app")
+    app = Project(cluster, "team/app")
+    held = hold(cluster, "a")
+    push = cluster.spawn("push", app.url("a"), "main", cwd=app.work)
+    cluster.wait(lambda: held.reached, "the hook waits under the lock")
+    process = cluster.devices["a"].process
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    port = cluster.devices["a"].http_port
+    cluster.wait(lambda: socket.socket().connect_ex(("127.0.0.1", port)) != 0, "no new connections are taken")
+    assert process.poll() is None
+    held.let_go()
+    said, _ = push.communicate(timeout=60)
+    assert push.returncode == 0, said
+    assert process.wait(30) == 0 and app.version == 1
 
 
 # ----------------------------------------------------------------------------------------- other people's clients

@@ -18,6 +18,10 @@ pytestmark = pytest.mark.timeout(300)  # without a daemon each command starts a 
 Make = Callable[..., Cluster]
 DEVICES = "abc"
 
+PUSHERS = {"openssh, no daemon on a": 4}
+TURNS = {"built-in": 3}
+"""How many push at once (else 8), and how often each (else once): more where a push starts fewer programs."""
+
 
 def workers(app: Project, count: int) -> list[Path]:
     """Working copies that share the first one's objects, with an "origin" each: the devices in turn."""
@@ -49,35 +53,37 @@ def in_order(app: Project, versions: int) -> None:
     assert refs == now
 
 
-def test_g3_twenty_pushers_to_twenty_branches(make_cluster: Make) -> None:
+def test_g3_many_pushers_to_as_many_branches(make_cluster: Make, endpoint: str) -> None:
+    count = 20 if endpoint == "built-in" else PUSHERS.get(endpoint, 8)
     app = Project.named(make_cluster(DEVICES), "team/app", min_copies=2)
     app.pushed("a", "main")
-    copies = workers(app, 20)
+    copies = workers(app, count)
 
     def push(number: int) -> None:
         work = copies[number]
         app.cluster.commit(work, f"change {number}")
         app.git("push", "--quiet", "origin", f"HEAD:refs/heads/b{number}", cwd=work)
 
-    with ThreadPoolExecutor(20) as pool:
-        all_done(pool, push, range(20))
-    in_order(app, 21)
-    expected = {f"refs/heads/b{n}": app.git("rev-parse", "HEAD", cwd=copies[n]) for n in range(20)}
+    with ThreadPoolExecutor(count) as pool:
+        all_done(pool, push, range(count))
+    in_order(app, count + 1)
+    expected = {f"refs/heads/b{n}": app.git("rev-parse", "HEAD", cwd=copies[n]) for n in range(count)}
     for device in DEVICES:
         assert app.refs(device).items() >= expected.items()
     app.converge()
 
 
-def test_g3_eight_pushers_to_one_branch(make_cluster: Make) -> None:
-    """In each round all eight hold the same tip: one wins, and the others are told to fetch first."""
+def test_g3_pushers_to_one_branch(make_cluster: Make, endpoint: str) -> None:
+    """In each round all of them hold the same tip: one wins, and the others are told to fetch first."""
+    count = PUSHERS.get(endpoint, 8)
     app = Project.named(make_cluster(DEVICES), "team/app", min_copies=2)
     app.pushed("a", "main")
-    copies = workers(app, 8)
-    waiting = set(range(8))
+    copies = workers(app, count)
+    waiting = set(range(count))
     rounds = 0
     for number, work in enumerate(copies):
         app.cluster.commit(work, f"change {number}")
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(count) as pool:
         while waiting:
             done = dict(
                 pool.map(
@@ -96,10 +102,12 @@ def test_g3_eight_pushers_to_one_branch(make_cluster: Make) -> None:
                 lambda n: void(app.git("pull", "--quiet", "--rebase", "origin", "main", cwd=copies[n])),
                 waiting,
             )
-    assert rounds == 8
-    in_order(app, 9)
+    assert rounds == count
+    in_order(app, count + 1)
     clone = app.clone("b")
-    assert {path.name for path in clone.glob("change-*")} == {f"change-{number}.txt" for number in range(8)}
+    assert {path.name for path in clone.glob("change-*")} == {
+        f"change-{number}.txt" for number in range(count)
+    }
     app.converge()
 
 
@@ -107,14 +115,15 @@ def void(value: object) -> None:
     pass
 
 
-def test_g3_eight_pushers_that_each_try_until_it_is_in(make_cluster: Make) -> None:
-    """Nobody waits for anybody: push, and where that fails fetch, rebase and push again; three commits each."""
+def test_g3_pushers_that_each_try_until_it_is_in(make_cluster: Make, endpoint: str) -> None:
+    """Nobody waits for anybody: push, and where that fails fetch, rebase and push again."""
+    count, turns = PUSHERS.get(endpoint, 8), TURNS.get(endpoint, 1)
     app = Project.named(make_cluster(DEVICES), "team/app", min_copies=2)
     app.pushed("a", "main")
-    copies = workers(app, 8)
+    copies = workers(app, count)
 
     def work(number: int) -> None:
-        for turn in range(3):
+        for turn in range(turns):
             app.cluster.commit(copies[number], f"change {number} {turn}")
             for _ in range(60):
                 push = app.cluster.git("push", "origin", "HEAD:main", cwd=copies[number])
@@ -125,16 +134,17 @@ def test_g3_eight_pushers_that_each_try_until_it_is_in(make_cluster: Make) -> No
             else:
                 raise AssertionError("starved")
 
-    with ThreadPoolExecutor(8) as pool:
-        all_done(pool, work, range(8))
-    in_order(app, 25)
-    assert app.git("rev-list", "--count", "HEAD", cwd=app.clone("c")) == "25"
+    with ThreadPoolExecutor(count) as pool:
+        all_done(pool, work, range(count))
+    in_order(app, count * turns + 1)
+    assert app.git("rev-list", "--count", "HEAD", cwd=app.clone("c")) == str(count * turns + 1)
     app.converge()
 
 
 # ------------------------------------------------------------------------------------------------- very big
 
-BIG = 200_000_000
+BIG = {"built-in": 200_000_000}
+"""Bytes of one push; else 50 MB. Over HTTP tests/test_http_git.py has one of 200 MB."""
 MOST_MEMORY = 300_000_000
 """Bytes that a device may need, whatever goes through it: a push is never held in memory."""
 
@@ -145,21 +155,22 @@ def memory(app: Project, device: str) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
 
 
-def test_two_hundred_megabytes(make_cluster: Make) -> None:
+def test_very_big(make_cluster: Make, endpoint: str) -> None:
+    size = BIG.get(endpoint, 50_000_000)
     app = Project.named(make_cluster("ab"), "team/app", min_copies=2)
     app.pushed("a", "main")
     with (app.work / "big").open("wb") as file:
-        for _ in range(BIG // 1_000_000):
+        for _ in range(size // 1_000_000):
             file.write(os.urandom(1_000_000))
     app.git("config", "core.compression", "0")
     app.git("add", "big")
-    app.git("commit", "--quiet", "-m", "200 MB")
+    app.git("commit", "--quiet", "-m", "big")
     begun = time.monotonic()
     app.pushed("a", "--quiet", "main")
     pushed = time.monotonic()
     clone = app.clone("b")
     print(f"push: {pushed - begun:.1f} s, clone: {time.monotonic() - pushed:.1f} s")
-    assert (clone / "big").stat().st_size == BIG
+    assert (clone / "big").stat().st_size == size
     assert app.git("rev-parse", "HEAD:big", cwd=clone) == app.git("rev-parse", "HEAD:big")
     peak = {device: memory(app, device) for device in "ab" if app.cluster.devices[device].pid}
     print("most memory, in MB:", {device: value // 1_000_000 for device, value in peak.items()})

@@ -17,7 +17,21 @@ from collections.abc import Sequence
 import click
 
 from cluster import __version__
-from cluster.cli import access, demo, device, doctor, groups, place, repo, rules, sshd, status, token, upkeep
+from cluster.cli import (
+    access,
+    demo,
+    device,
+    doctor,
+    groups,
+    place,
+    repo,
+    rules,
+    sshd,
+    status,
+    token,
+    upkeep,
+    webhook,
+)
 from cluster.cli.app import App, Group, ReaderGone, report
 from cluster.errors import ClusterError
 
@@ -55,6 +69,7 @@ for _command in (
     upkeep.verify,
     upkeep.freeze,
     upkeep.thaw,
+    webhook.webhook,
     sshd.sshd,
     doctor.doctor,
 ):

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
+from cluster.db.feed import Change, Feed
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
+from cluster.db.measurements import Bucket, CopiesThen, Measurements, Minute
+from cluster.db.overview import STATES, Backlog, Behind, Overview, Presence, Stuck
 from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
@@ -23,6 +26,7 @@ from cluster.db.replicas import Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
 from cluster.db.tokens import Token, Tokens
+from cluster.db.webhooks import Lease, Webhook, Webhooks, no_webhook
 from cluster.db.who import UserKey, Who, key_gone
 from cluster.db.writes import LockHolder, Writes, lock_label
 
@@ -39,28 +43,44 @@ class Database(
     Replicas,
     History,
     Log,
+    Feed,
+    Webhooks,
     Recall,
     Condition,
+    Overview,
+    Measurements,
 ):
     """The cluster's PostgreSQL."""
 
 
 __all__ = [
     "SCHEMA_VERSION",
+    "STATES",
     "Alike",
+    "Backlog",
+    "Behind",
+    "Bucket",
+    "Change",
     "Connection",
+    "CopiesThen",
     "Copy",
     "Database",
+    "Lease",
     "Listed",
     "LockHolder",
+    "Minute",
     "OwnKey",
+    "Presence",
     "Recollection",
     "Server",
     "Standing",
+    "Stuck",
     "Token",
     "UserKey",
+    "Webhook",
     "key_gone",
     "lock_label",
     "no_repository",
+    "no_webhook",
     "schema_file",
 ]

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 
 from cluster.db.link import reason, share_sessions
-from cluster.db.pool import Dialer, Pool
+from cluster.db.pool import Dialer, Pool, Usage
 from cluster.db.rows import Row
 from cluster.db.schema import (
     SCHEMA_VERSION,
@@ -22,6 +22,7 @@ from cluster.db.schema import (
     upgrade,
 )
 from cluster.errors import ConfigError, DatabaseUnavailable, Exists
+from cluster.measure import Measures
 
 CHANNEL = "git_cluster"
 """The NOTIFY channel. Payload: the id of a repository that has a new version, or "" for "look around"."""
@@ -80,8 +81,16 @@ def translated() -> Iterator[None]:
 class Connections:
     """The cluster's PostgreSQL: a small pool for short statements, another for connections that hold locks."""
 
-    def __init__(self, url: str, *, application_name: str = "git-cluster", connections: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        application_name: str = "git-cluster",
+        connections: int = 8,
+        measures: Measures | None = None,
+    ) -> None:
         self.url = url
+        self.measures = measures or Measures()
         self._dialer = Dialer(url, application_name)
         self._pool = Pool(self._dialer, connections, patience=6)
         self._lock_pool = Pool(self._dialer, connections, patience=30, reset=_release_all_locks)
@@ -139,7 +148,8 @@ class Connections:
     def _rows(self, query: LiteralString, params: Mapping[str, Any] | None) -> list[Row]:
         with self._pool.connection() as link:
             try:
-                rows = link.execute(query, params).fetchall()
+                with self.measures.querying():
+                    rows = link.execute(query, params).fetchall()
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if link.closed:
                     raise _Ended(str(error)) from error
@@ -151,7 +161,8 @@ class Connections:
     def _write(self, query: LiteralString, params: Mapping[str, Any] | None = None) -> list[Row]:
         """Rows of a statement that is run once. Raises DatabaseUnavailable when it is unknown whether it was."""
         with translated(), self._pool.connection() as link:
-            cursor = link.execute(query, params)
+            with self.measures.querying():
+                cursor = link.execute(query, params)
             return cursor.fetchall() if cursor.description else []
 
     def _taken(self, statement: LiteralString, params: Mapping[str, Any]) -> bool:
@@ -178,6 +189,10 @@ class Connections:
             yield link
         finally:
             self._lock_pool.give(link)
+
+    def usage(self) -> dict[str, Usage]:
+        """The connections of each pool: for statements, and for those that hold locks."""
+        return {"statements": self._pool.usage(), "locks": self._lock_pool.usage()}
 
     def cut_connections(self) -> None:
         """Close every connection at the socket, as a network that fails would. For fault injection only."""

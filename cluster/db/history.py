@@ -11,7 +11,7 @@ from cluster.db.connections import Connections, notify, translated
 from cluster.db.rows import log_entry_of
 from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
-from cluster.model import Checksum, LogEntry, Position, RefUpdate
+from cluster.model import Checksum, EventKind, LogEntry, Position, RefUpdate
 
 
 class History(Connections):
@@ -48,7 +48,8 @@ class History(Connections):
                    select id, version, 'freeze', %(device)s, %(why)s from turned""",
                 {"id": repository_id, "device": device, "why": why},
             )
-            return True
+        self.measures.happened(EventKind.FREEZE)
+        return True
 
     def forget_marker(self, repository_id: int, device: str) -> None:
         """Take that back: the log has what the disk's marker names."""
@@ -154,6 +155,7 @@ class History(Connections):
             raise WriteConflict(
                 "what would be put back is in the log already", hint="look again with --dry-run"
             ) from error
+        self.measures.happened(EventKind.RESTORE)
 
 
 _RESTORE: tuple[LiteralString, ...] = (

@@ -40,9 +40,10 @@ class Log(Connections):
         }
         if connection is None:
             self._write(_RECORD, params)
-            return
-        with translated():
-            connection.execute(_RECORD, params)
+        else:
+            with translated():
+                connection.execute(_RECORD, params)
+        self.measures.happened(kind)
 
     def events(
         self, repository_id: int, *, limit: int = 1000, since: int = 0, until: int | None = None

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import Condition, Event, Lock, Thread
 from typing import Any
 from weakref import WeakSet
@@ -202,6 +203,17 @@ class Dialer:
         return failures[0] if failures else None
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A pool now: connections that it may have, that are taken, that lie ready; and how often somebody had to wait for
+    one to be given back."""
+
+    most: int
+    taken: int
+    idle: int
+    waits: int
+
+
 class Pool:
     """Connections for one kind of use: at most `most`, of which the one given back last is taken first.
 
@@ -219,7 +231,7 @@ class Pool:
         self._dialer, self._most, self._patience, self._reset = dialer, most, patience, reset
         self._change = Condition()
         self._idle: deque[tuple[float, Link]] = deque()
-        self._taken = 0
+        self._taken = self._waits = 0
         self._closed = False
         dialer.add(self)
 
@@ -238,6 +250,7 @@ class Pool:
     def take(self) -> Link:
         """A connection that stands; `give` it back. psycopg.OperationalError, DatabaseUnavailable."""
         with self._change:
+            self._waits += self._taken >= self._most
             if not self._change.wait_for(lambda: self._taken < self._most, self._patience):
                 raise DatabaseUnavailable(
                     f"all {self._most} database connections of this device that may do this are in use",
@@ -284,6 +297,10 @@ class Pool:
                 old.append(self._idle.popleft()[1])
         for link in old:
             link.close()
+
+    def usage(self) -> Usage:
+        with self._change:
+            return Usage(self._most, self._taken, len(self._idle), self._waits)
 
     def close(self) -> None:
         """Close what is idle now, and the others when they are given back."""

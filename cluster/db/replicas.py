@@ -12,6 +12,7 @@ from cluster.errors import WriteConflict
 from cluster.model import (
     Checksum,
     Device,
+    EventKind,
     Intent,
     LogEntry,
     Position,
@@ -90,7 +91,7 @@ class Replicas(Connections):
                    select repository_id, %(version)s, 'rebuild', %(device)s,
                           'its copy is trusted again; it was not because: ' || quarantined
                      from turned where quarantined is not null)
-               select 1 from turned""",
+               select quarantined is not null as rebuilt from turned""",
             {
                 "id": repository_id,
                 "device": device,
@@ -101,6 +102,8 @@ class Replicas(Connections):
         )
         if len(rows) != 1:
             raise WriteConflict("this replica changed while it was synced", hint="try again")
+        if rows[0]["rebuilt"]:
+            self.measures.happened(EventKind.REBUILD)
 
     def sync_failed(self, repository_id: int, device: str, error: str) -> None:
         """Note a failed sync: the next try comes after 1 s, 2 s, 4 s … 5 min."""
@@ -114,7 +117,7 @@ class Replicas(Connections):
 
     def quarantine(self, repository_id: int, device: str, why: str) -> None:
         """Stop trusting a replica. Its claim stays readable, but it is nobody's leader. What is demoted stays so."""
-        self._write(
+        noted = self._write(
             """with turned as (
                    update replica r set quarantined = %(why)s, distrust = coalesce(r.distrust, 'damaged'),
                           next_try_at = null, verified_at = null
@@ -123,9 +126,11 @@ class Replicas(Connections):
                       and r.quarantined is distinct from %(why)s returning r.repository_id)
                insert into event (repository_id, version, kind, device, what)
                select p.id, p.version, 'quarantine', %(device)s, 'its copy is not trusted any more: ' || %(why)s
-                 from turned join repository p on p.id = turned.repository_id""",
+                 from turned join repository p on p.id = turned.repository_id returning 1""",
             {"id": repository_id, "device": device, "why": why[:500]},
         )
+        if noted:
+            self.measures.happened(EventKind.QUARANTINE)
 
     def demote(
         self, repository_id: int, device: str, why: str, intent: Intent | None, *, connection: Connection
@@ -191,16 +196,19 @@ class Replicas(Connections):
     def note_damage(self, repository_id: int, device: str, what: str | None) -> None:
         """Say on a replica's row, for `status`, what only a person can put right there; None: nothing any more.
         The log has it once."""
-        self._write(
+        noted = self._write(
             """with turned as (
                    update replica r set damage = %(what)s from device d
                     where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s
                       and r.damage is distinct from %(what)s returning r.repository_id)
                insert into event (repository_id, version, kind, device, what)
                select p.id, p.version, 'damage', %(device)s, %(what)s
-                 from turned join repository p on p.id = turned.repository_id where %(what)s::text is not null""",
+                 from turned join repository p on p.id = turned.repository_id
+                where %(what)s::text is not null returning 1""",
             {"id": repository_id, "device": device, "what": what and what[:1000]},
         )
+        if noted:
+            self.measures.happened(EventKind.DAMAGE)
 
     def note_verified(self, repository_id: int, device: str) -> None:
         """A replica was found to be what it should be. With an intent, what only a person can resolve stays said."""

@@ -14,6 +14,7 @@ from cluster.model import (
     Actor,
     ActorKind,
     Checksum,
+    EventKind,
     Snapshot,
     WhenShort,
 )
@@ -129,16 +130,18 @@ class Repositories(Connections):
 
         by: the user who did it by way of `device`, where it was one.
         """
-        self._write(
+        noted = self._write(
             """with turned as (
                    update repository set frozen = %(reason)s::text,
                           frozen_at = case when %(reason)s::text is null then null else now() end
                     where id = %(id)s and frozen is distinct from %(reason)s::text returning id, version)
                insert into event (repository_id, version, kind, device, what)
                select id, version, case when %(reason)s::text is null then 'thaw' else 'freeze' end::event_kind,
-                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s from turned""",
+                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s from turned returning 1""",
             {"id": repository_id, "reason": reason, "device": device, "by": f" (by {by})" if by else ""},
         )
+        if noted:
+            self.measures.happened(EventKind.THAW if reason is None else EventKind.FREEZE)
 
     def snapshot(self, name: str, actor: Actor | None = None) -> Snapshot:
         """The repository, its replicas and the grants and rules that concern `actor`, in one round trip.

@@ -22,7 +22,7 @@ from cluster.demo.screen import Screen
 from cluster.demo.signals import Signals, Stopped
 from cluster.demo.tour import CheckFailed, Tour
 from cluster.errors import ClusterError
-from cluster.loopback import Loopback, LoopbackDevice
+from cluster.loopback import USER, Loopback, LoopbackDevice
 from cluster.model import Snapshot
 
 REPOSITORY = "demo/app"
@@ -178,7 +178,13 @@ class Demo:
         screen.verbatim(f"  git clone {devices[0].url}/{REPOSITORY} && cd {REPOSITORY.rpartition('/')[2]}")
         for device in devices:
             screen.verbatim(f"  git push {device.url}/{REPOSITORY} HEAD:a-branch-on-{device.name}")
-        screen.verbatim(f"  {shlex.join(_program())} --config {shlex.quote(str(loopback.config))} status")
+        program = f"{shlex.join(_program())} --config {shlex.quote(str(loopback.config))}"
+        screen.verbatim(f"  {program} status")
+        if (url := devices[0].http_url) is not None:
+            clone = f"git clone {url.replace('//', f'//{USER}:$TOKEN@')}/{REPOSITORY} over-http"
+            screen.verbatim(f"  TOKEN=$({program} token add {USER})")
+            screen.verbatim(f"  {clone}")
+            screen.verbatim(f"  xdg-open {url}/-/   # the status page: sign in with that token")
         screen.verbatim("")
 
     def wait(self) -> None:
@@ -208,9 +214,10 @@ def reopen(loopback: Loopback, names: Sequence[str]) -> None:
     for name in names:
         device = LoopbackDevice(name, loopback.directory / name, 0)
         _set_database(device.config, loopback.database)
-        ssh = config.load(device.config, {}).ssh
-        assert ssh is not None
-        device.port = ssh.listen.port
+        kept = config.load(device.config, {})
+        assert kept.ssh is not None
+        device.port = kept.ssh.listen.port
+        device.http_port = kept.http.listen.port if kept.http else None
         loopback.devices[name] = device
     _set_database(loopback.config, loopback.database)
 

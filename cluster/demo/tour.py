@@ -16,7 +16,7 @@ from cluster import config
 from cluster.db import Database
 from cluster.demo.screen import Screen
 from cluster.demo.signals import Signals
-from cluster.loopback import Loopback
+from cluster.loopback import USER, Loopback
 from cluster.model import EventKind
 from cluster.status import observe
 
@@ -78,6 +78,7 @@ class Tour:
         self._push_here_clone_there()
         self._push_everywhere_at_once()
         self._cut_off()
+        self._over_http()
         self._look_back()
         seconds = (datetime.now(UTC) - self._began).total_seconds()
         self._screen.heading(f"All {self._screen.checks} checks passed; the tour took {seconds:.1f} s.")
@@ -194,8 +195,30 @@ class Tour:
         self._check("and pushes the next one", more.code == 0 and self._version() == version + 1)
         self._equal()
 
+    def _over_http(self) -> None:
+        device = self._loopback.devices[self._names[-1]]
+        if device.http_port is None:  # of a demo that an older program has set up
+            return
+        self._screen.heading("4. The same over HTTP, with a token")
+        token = self._admin("token", "add", USER, "--comment", "demo").text.split()[0]
+        url = f"http://{USER}:{token}@{device.host}:{device.http_port}/{self._repository}"
+        self._git("clone", "--quiet", url, "http", cwd=self._home)
+        self._check(
+            "what was pushed over SSH is cloned over HTTP",
+            self._ask("-C", "../http", "rev-parse", "HEAD").strip() == self._newest(),
+        )
+        version = self._version()
+        self._git(
+            "-C", "http", "push", "--quiet", "origin", f"HEAD:refs/heads/over-http-{version}", cwd=self._home
+        )
+        self._check(f"a push over HTTP is version {version + 1}", self._version() == version + 1)
+
+    def _newest(self) -> str:
+        """What the default branch is now, as any device says."""
+        return self._ask("ls-remote", self._url(self._names[0]), f"refs/heads/{self._branch}").split("\t")[0]
+
     def _look_back(self) -> None:
-        self._screen.heading("4. How things stand, and how they came to stand so")
+        self._screen.heading("5. How things stand, and how they came to stand so")
         self._equal()
         status = self._admin("status", "--check")
         self._check("all is healthy", status.code == 0)

@@ -7,4 +7,6 @@ who.py         whom a request is from
 git.py         Git's three paths below a repository's name
 git_client.py  a Client (cluster/client.py) that speaks HTTP
 answers.py     errors as responses
+health.py      /-/health, for load balancers
+metrics.py     /-/metrics, for Prometheus
 """

@@ -20,7 +20,7 @@ from cluster.errors import (
     UsageError,
     WriteConflict,
 )
-from cluster.http.who import Unauthenticated
+from cluster.http.who import TooManyRefused, Unauthenticated
 
 RETRY = 5
 """Seconds after which a client may try again what cannot be answered now."""
@@ -28,6 +28,7 @@ RETRY = 5
 _STATUS: tuple[tuple[type[ClusterError], int], ...] = (  # the first that fits
     (UsageError, 400),
     (Unauthenticated, 401),
+    (TooManyRefused, 429),
     (NotFound, 404),
     (Exists, 409),
     (StillNeeded, 409),
@@ -51,7 +52,7 @@ def headers_for(status: int, realm: str) -> dict[str, str]:
     """What goes with a status beyond its words."""
     if status == 401:
         return {"WWW-Authenticate": f'Basic realm="{realm}", charset="UTF-8"'}
-    return {"Retry-After": str(RETRY)} if status == 503 else {}
+    return {"Retry-After": str(RETRY)} if status in (429, 503) else {}
 
 
 def in_words(error: ClusterError, realm: str) -> Response:

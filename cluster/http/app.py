@@ -1,6 +1,7 @@
 """Which path is whose. Everything of ours is below /-/, which no repository can be called; the rest is repositories.
 
 /<repository>/info/refs, git-upload-pack, git-receive-pack      Git                  git.py
+/<repository>/-/archive/…                                       archives             archive.py
 /-/…                                                            routes of Starlette  the other modules
 """
 
@@ -12,12 +13,13 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from cluster.endpoint import unforeseen
 from cluster.errors import ClusterError, NotFound
+from cluster.http import archive, events, health, metrics
 from cluster.http.answers import in_words
 from cluster.http.git import Git, asked, realm
 from cluster.http.site import Site
@@ -28,14 +30,18 @@ _log = logging.getLogger(__name__)
 
 def routes(site: Site) -> list[BaseRoute]:
     """Of everything below /-/."""
-    return []
+    return [
+        *health.routes(site),
+        *metrics.routes(site),
+        *events.routes(site),
+    ]
 
 
 class App:
     """The ASGI application."""
 
     def __init__(self, site: Site) -> None:
-        self._site, self._git = site, Git(site)
+        self._site, self._git, self._archives = site, Git(site), archive.Archives(site)
         self._pages = Starlette(
             routes=[*routes(site), Route("/", _home)],
             exception_handlers={
@@ -48,17 +54,21 @@ class App:
         if scope["type"] != "http":
             return
         try:
-            ask = None
-            if not scope["path"].startswith("/-/"):
+            ask = bundle = None
+            if not scope["path"].startswith("/-/") and (bundle := archive.asked(scope["path"])) is None:
                 ask = asked(
                     scope["method"], scope["path"], dict(parse_qsl(scope["query_string"].decode("latin-1")))
                 )
-            if ask is not None:
+            if bundle is not None:
+                await self._archives.answer(bundle, scope, receive, send)
+            elif ask is not None:
                 await self._git.answer(ask, scope, receive, send)
             else:
                 await self._pages(scope, receive, send)
         except ClusterError as error:
             await in_words(error, realm(self._site))(scope, receive, send)
+        except ClientDisconnect:
+            return
         except Exception:
             unforeseen_error = unforeseen(address_of(scope))
             await in_words(unforeseen_error, realm(self._site))(scope, receive, send)

@@ -29,8 +29,9 @@ from cluster.client import CHUNK
 from cluster.endpoint import git_protocol, unforeseen
 from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, NotFound, Refused, UsageError
 from cluster.http.answers import in_words
+from cluster.http.connection import ABORT
 from cluster.http.git_client import HttpClient
-from cluster.http.server import ABORT
+from cluster.http.guard import LOGGED
 from cluster.http.site import Site
 from cluster.http.who import GET_ONE, Unauthenticated, address_of
 from cluster.model import ActorKind, Exchange, Request, Service
@@ -148,6 +149,7 @@ class Git:
             most=None if ask.service.writes else MOST_NEGOTIATION,
         )
         person = (scope["client"], actor, ask.repository)
+        scope["extensions"][LOGGED] = True
         for line in self._unsaid.take(person):
             client.say(line)
         feed, drain = asyncio.create_task(client.feed()), asyncio.create_task(client.drain())
@@ -204,7 +206,7 @@ class Git:
         actor = request.actor
         if actor.kind is ActorKind.ANONYMOUS:
             if isinstance(error, Refused):
-                error = Unauthenticated(_who_are_you(request, error), hint=GET_ONE)
+                error = Unauthenticated(who_are_you(request, error), hint=GET_ONE)
             elif isinstance(error, DatabaseUnavailable) and self._site.node.memory is not None:
                 error = Unauthenticated(error.what, hint=error.hint)  # a token may be remembered
         if request.exchange is Exchange.ADVERTISEMENT or isinstance(error, Unauthenticated | UsageError):
@@ -223,7 +225,7 @@ def realm(site: Site) -> str:
     return "git-cluster " + "".join(c for c in site.node.cluster if c.isalnum() or c in " ._-")
 
 
-def _who_are_you(request: Request, error: Refused) -> str:
+def who_are_you(request: Request, error: Refused) -> str:
     """The same for a repository that is not there and for one that is closed."""
     if isinstance(error, NotFound) or not request.service.writes:
         return f"there is no {request.repository} that everyone may read"

@@ -1,27 +1,24 @@
 """uvicorn in a thread of the daemon: the one that serves HTTP, with or without TLS.
 
-What it adds to uvicorn's own protocol: nobody may take for ever to send a request's first lines, and there is an end to
-how many connections are open at once.
+connection.py hardens each connection, guard.py each request; tls.py has the certificate.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
-import ssl
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cluster.config import Address, HttpSection
 from cluster.errors import ConfigError
-
-_log = logging.getLogger(__name__)
+from cluster.http.connection import protocol
+from cluster.http.guard import Guard
+from cluster.http.tls import LOOK, Certificate
 
 START = 30.0
 """Seconds for the server to answer after its start."""
@@ -32,35 +29,41 @@ KEEP_ALIVE = 75
 MOST_HEAD = 64 * 1024
 """Bytes of a request's first lines."""
 
-ABORT = "git-cluster.abort"
-"""In a scope's extensions: ends the connection at once, whatever is still to be sent."""
+HANDSHAKE = 15.0
+"""Seconds for a TLS handshake, at the most."""
 
 
 class HttpServer:
-    """Serves `app` (an ASGI application) where `section` says, once `start` was called."""
+    """Serves `app` (an ASGI application) where `section` says, once `start` was called.
 
-    def __init__(self, section: HttpSection, app: Any, *, grace: float) -> None:
+    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop. ConfigError
+    where the certificate cannot be used.
+    """
+
+    def __init__(self, section: HttpSection, app: Any, *, grace: float, finish: float) -> None:
         self._section = section
         config = uvicorn.Config(
-            app,
-            http=_protocol(section.connections, grace),
+            Guard(app, section.trusted_proxies),
+            http=protocol(connections=section.connections, grace=grace),
             ws="none",
             lifespan="off",
             loop="asyncio",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=round(finish),
             h11_max_incomplete_event_size=MOST_HEAD,
             backlog=1024,
-            proxy_headers=bool(section.trusted_proxies),
-            forwarded_allow_ips=list(section.trusted_proxies),
         )
         config.load()
+        self._certificate: Certificate | None = None
         if section.certificate is not None and section.key is not None:
-            config.ssl = _tls(section)
-        self._server = uvicorn.Server(config)
+            self._certificate = Certificate(section.certificate, section.key)
+            config.ssl = self._certificate.context
+        self._server = _Server(config, min(grace, HANDSHAKE))
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Address:
@@ -84,10 +87,29 @@ class HttpServer:
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise ConfigError("[http] the server did not start", hint="the log says why")
             time.sleep(0.005)
+        if self._certificate is not None:
+            threading.Thread(target=self._look, name="certificate", daemon=True).start()
         return bound
+
+    def _look(self) -> None:
+        while not self._stopping.wait(LOOK) and self._certificate is not None:
+            self._certificate.look()
+
+    def renew(self) -> bool:
+        """Take the certificate's files anew, now. False: there is none."""
+        if self._certificate is None:
+            return False
+        self._certificate.renew()
+        return True
+
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._server.server_state.connections)
 
     def stop_accepting(self) -> None:
         """No new connections; those that are idle end."""
+        self._stopping.set()
         self._server.should_exit = True
 
     def close(self, seconds: float) -> None:
@@ -97,82 +119,36 @@ class HttpServer:
             self._server.force_exit = True
 
 
-def _tls(section: HttpSection) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    assert section.certificate is not None and section.key is not None
-    try:
-        context.load_cert_chain(section.certificate, section.key, password=lambda: "")
-    except (OSError, ssl.SSLError) as error:
-        why = getattr(error, "strerror", None) or "they are no PEM files that belong together"
-        raise ConfigError(
-            f"[http] certificate and key cannot be used: {why}",
-            hint="certificate: the server's and those that signed it; key: its own, without a passphrase",
-        ) from error
-    return context
+class _Server(uvicorn.Server):
+    """uvicorn's, which would give a TLS handshake a minute."""
 
+    def __init__(self, config: uvicorn.Config, handshake: float) -> None:
+        super().__init__(config)
+        self._handshake = handshake
 
-def _protocol(connections: int, grace: float) -> type[asyncio.Protocol]:
-    """uvicorn's, bounded. grace: seconds for a request's first lines."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        config, loop = self.config, asyncio.get_running_loop()
+        await self.lifespan.startup()
 
-    class Bounded(H11Protocol):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._late: asyncio.TimerHandle | None = None
-            inner = self.app
-
-            async def app(scope: Any, receive: Any, send: Any) -> None:
-                scope.setdefault("extensions", {})[ABORT] = self.transport.abort
-                await inner(scope, receive, send)
-
-            self.app = app
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > connections:
-                body = b"cluster: error: this server has as many connections as it takes\n"
-                transport.write(
-                    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
-                    b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-                )
-                transport.close()
-                return
-            self._look()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._look()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._look()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            super().connection_lost(exc)
-
-        def _look(self) -> None:
-            """Whether a request's first lines are awaited, or the rest of one that was answered already."""
-            theirs, cycle = self.conn.their_state, self.cycle
-            head = theirs is h11.IDLE and (cycle is None or bool(self.conn.trailing_data[0]))
-            rest = theirs is h11.SEND_BODY and cycle is not None and cycle.response_complete
-            if head or rest:
-                if self._late is None:
-                    self._late = self.loop.call_later(grace, self._end_late)
-            else:
-                self._disarm()
-
-        def _end_late(self) -> None:
-            self._late = None
-            _log.info(
-                "%s: hung up: no whole request after %g s", self.client[0] if self.client else "?", grace
+        def connected() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
             )
-            self.transport.abort()
+            return made
 
-        def _disarm(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
+        self.servers = [
+            await loop.create_server(
+                connected,
+                sock=sock,
+                backlog=config.backlog,
+                ssl=config.ssl,
+                ssl_handshake_timeout=self._handshake if config.ssl else None,
+                ssl_shutdown_timeout=self._handshake if config.ssl else None,
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
-    return Bounded
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        with suppress(OSError):
+            await super().shutdown(sockets)

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from starlette.requests import HTTPConnection
 from cluster import tokens
 from cluster.db import Database
 from cluster.errors import DatabaseUnavailable, Refused
-from cluster.limits import FailedLogins, Slowed
+from cluster.limits import DELAYS, FailedLogins, Slowed, duration, network
 from cluster.model import ANONYMOUS, Actor
 from cluster.stale import Memory
 
@@ -39,6 +40,19 @@ class Unauthenticated(Refused):
     """Nobody is proven, or not enough: 401, which has Git and browsers ask for credentials."""
 
 
+MOST_WAITING = 256
+MOST_WAITING_THERE = 16
+"""Refusals that wait at once, in all and of one address. One more is told at once to come later: whoever floods is not
+slowed by that, but guesses at tokens of 256 bits."""
+
+SLOWED_QUESTIONS = 2
+"""Tokens from slowed addresses that are looked up at once; the others have the rest of the database to themselves."""
+
+
+class TooManyRefused(Refused):
+    """429: so many refusals wait already that this one does not."""
+
+
 class Who:
     """Looks up whom requests are from."""
 
@@ -49,6 +63,8 @@ class Who:
         self._failed = FailedLogins(failed_logins)
         self._most = failed_logins
         self._limiter = anyio.CapacityLimiter(16)
+        self._slowed = anyio.CapacityLimiter(SLOWED_QUESTIONS)
+        self._waiting = Counter[str]()
 
     async def asks(self, connection: HTTPConnection) -> Actor:
         """The actor of a request. Unauthenticated: its credentials are nobody's. Nobody asks without: ANONYMOUS.
@@ -69,8 +85,10 @@ class Who:
 
     async def prove(self, secret: str, address: str) -> Actor:
         """Whom a token proves. Unauthenticated, after a while where it was wrong before."""
-        digest = tokens.digest(secret)
-        found = await self._ask(lambda: self._look_up(digest, address)) if digest else None
+        digest, found = tokens.digest(secret), None
+        if digest:
+            limiter = self._slowed if self._failed.slowed(address) else self._limiter
+            found = await anyio.to_thread.run_sync(lambda: self._look_up(digest, address), limiter=limiter)
         if found is not None:
             self._failed.succeeded(address)
             return found
@@ -79,8 +97,22 @@ class Who:
             _log.warning("%s: more than %d failed logins in a minute: slowed down", address, self._most)
         if slowed is not Slowed.ALREADY:
             _log.info("%s: a token that is nobody's", address)
-        await asyncio.sleep(self._failed.delay(address))
+        if delay := self._failed.delay(address):
+            await self._wait(delay, network(address))
         raise Unauthenticated("this token is not known here, or has ended", hint=GET_ONE)
+
+    async def _wait(self, delay: float, address: str) -> None:
+        if self._waiting.total() >= MOST_WAITING or self._waiting[address] >= MOST_WAITING_THERE:
+            raise TooManyRefused(
+                "too many wrong tokens come at once", hint=f"try again in {duration(DELAYS[-1])}"
+            )
+        self._waiting[address] += 1
+        try:
+            await asyncio.sleep(delay)
+        finally:
+            self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address]
 
     def _look_up(self, digest: bytes, address: str) -> Actor | None:
         try:

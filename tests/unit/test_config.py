@@ -53,6 +53,7 @@ failed_logins = 3
 """
 
 CLUSTER = '[cluster]\ndatabase = "host=db"\n'
+HTTP = CLUSTER + "[http]\nlisten = '127.0.0.1:80'\n"
 DEVICE = '[device]\nname = "a"\ndata_dir = "d"\nkey = "k"\n'
 
 
@@ -232,6 +233,11 @@ def test_what_is_no_count(tmp_path: Path, key: str, value: str) -> None:
         (CLUSTER + "[limits]\nsession_timeout = 'never'\n", ["[limits] session_timeout must be"]),
         (CLUSTER + "[http]\n", ["[http] listen is missing"]),
         (CLUSTER + "[http]\nlisten = 8080\n", ["[http] listen must be", '"host:port"', "not 8080"]),
+        (HTTP + 'metrics = "nobody"\n', ["[http] metrics must be", "everyone", "administrators"]),
+        (HTTP + 'linger = "2m"\n', ["[http] linger must be", "at most a minute"]),
+        (HTTP + "linger = -1\n", ["[http] linger must be"]),
+        (HTTP + "linger = true\n", ["[http] linger must be"]),
+        (HTTP + "linger = []\n", ["[http] linger must be"]),
         (CLUSTER + "[http]\nlisten = ':8080'\n", ["[http] listen must be"]),
         (CLUSTER + "[http]\nlisten = '::1:8080'\n", ['"[::1]:2222"']),
         (CLUSTER + "[http]\nlisten = 'a:70000'\n", ["not 'a:70000'"]),
@@ -355,3 +361,11 @@ def test_a_device_name_is_one_in_the_file_exactly_where_it_is_elsewhere(tmp_path
             load(tmp_path, CLUSTER + DEVICE.replace('"a"', f'"{name}"'))
     else:
         load(tmp_path, CLUSTER + DEVICE.replace('"a"', f'"{name}"'))
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("0", 0), ('"0s"', 0), ('"0"', 0), ('"5s"', 5), ("2.5", 2.5)])
+def test_how_long_http_lingers(tmp_path: Path, said: str, seconds: float) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(HTTP + f"linger = {said}\nmetrics = 'administrators'\n")
+    http = config.load(file, {}).http
+    assert http is not None and (http.linger, http.metrics) == (seconds, "administrators")
