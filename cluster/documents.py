@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import ref_rules
 from cluster.model import Device, Event, Grant, LogEntry, PlacementRule, RefRule, RefUpdate, Repository
+from cluster.placement import Change
 from cluster.status import timestamp
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ Document = dict[str, Any]
 
 EVERYONE = "everyone"
 """Whoever has a key or token here, where an actor's name stands."""
+
+
+def device_summary(found: Device) -> Document:
+    """As in the status document."""
+    return {"name": found.name, "state": found.state, "last_seen_at": timestamp(found.last_seen_at)}
 
 
 def device(found: Device, held: int) -> Document:
@@ -108,6 +114,21 @@ def rule(found: RefRule) -> Document:
 
 def placement_rule(found: PlacementRule) -> Document:
     return {"pattern": found.pattern, "copies": found.copies, "min_copies": found.min_copies}
+
+
+def placed(
+    name: str, change: Change, added: Iterable[str], removed: Iterable[str], after: Iterable[str]
+) -> Document:
+    """What became of a change of placement. waiting: what has to be asked for again, as its removal was refused or cut
+    off."""
+    gone = list(removed)
+    return {
+        "name": name,
+        "added": list(added),
+        "removed": gone,
+        "waiting": [device for device in change.remove if device not in gone],
+        "devices": list(after),
+    }
 
 
 def log_entry(entry: LogEntry, events: Iterable[Event]) -> Document:

@@ -59,35 +59,29 @@ def document(
 def observe(db: Database, cluster_name: str, only: str | None = None) -> Document:
     """The document as of now; `only`: of this repository and the devices that hold it. NotFound."""
 
-    snapshots, locked = _look(db, lambda: [db.snapshot(only)] if only else db.snapshots())
+    def look() -> list[Snapshot]:
+        return [db.snapshot(only)] if only else db.snapshots()
+
+    snapshots = look()
+    locked = write_locks(db, snapshots, look)
     devices = db.devices()
     if only:
         devices = [device for device in devices if snapshots[0].of(device.name)]
     return document(cluster_name, devices, snapshots, locked)
 
 
-def entries(db: Database, names: Sequence[str]) -> list[Document]:
-    """The entries of these repositories as of now, in the order of `names`, without those that there are not."""
-    snapshots, locked = _look(db, lambda: db.snapshots(names))
-    found = {
-        snapshot.repository.name: repository(snapshot, locked=snapshot.repository.id % LOCK_IDS in locked)
-        for snapshot in snapshots
-    }
-    return [found[name] for name in names if name in found]
-
-
-def _look(db: Database, look: Callable[[], list[Snapshot]]) -> tuple[list[Snapshot], set[int]]:
-    """Repositories, and which write locks are held: of those at least whose intents are not left over."""
-    snapshots, locked = look(), set[int]()
+def write_locks(db: Database, snapshots: Sequence[Snapshot], again: Callable[[], list[Snapshot]]) -> set[int]:
+    """The write locks that are held on `snapshots`, so that "frozen" is true of them. again: reads them once more."""
+    locked = set[int]()
     if intents := _intents(snapshots):
         # Rows and locks are two statements, and a push may come or go between them. It takes the lock before it
         # writes its intent and releases it after the commit: only an intent that is there both before and after
         # the lock was seen free is left over. Any other is a push at work.
         locked = set(db.write_locks())
         if unheld := {id: token for id, token in intents.items() if id % LOCK_IDS not in locked}:
-            later = _intents(look())
+            later = _intents(again())
             locked |= {id % LOCK_IDS for id, token in unheld.items() if later.get(id) != token}
-    return snapshots, locked
+    return locked
 
 
 def _intents(snapshots: Sequence[Snapshot]) -> dict[int, UUID]:
@@ -97,6 +91,17 @@ def _intents(snapshots: Sequence[Snapshot]) -> dict[int, UUID]:
         for snapshot in snapshots
         if (owner := snapshot.intent_owner) and owner.intent
     }
+
+
+def entries(db: Database, names: Sequence[str]) -> list[Document]:
+    """The entries of these repositories as of now, in the order of `names`, without those that there are not."""
+    snapshots = db.snapshots_of(names)
+    locked = write_locks(db, snapshots, lambda: db.snapshots_of(names))
+    found = {
+        snapshot.repository.name: repository(snapshot, locked=snapshot.repository.id % LOCK_IDS in locked)
+        for snapshot in snapshots
+    }
+    return [found[name] for name in names if name in found]
 
 
 def repository(snapshot: Snapshot, *, locked: bool) -> Document:

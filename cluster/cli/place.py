@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -68,7 +68,9 @@ def planned(
 
 def _show(name: str, change: Change, *, as_json: bool) -> None:
     if as_json:
-        show.as_json(_document(name, change, change.add, change.remove, change.after) | {"dry_run": True})
+        show.as_json(
+            documents.placed(name, change, change.add, change.remove, change.after) | {"dry_run": True}
+        )
         return
     for device in change.add:
         click.echo(f"{device} would hold {name}")
@@ -108,7 +110,9 @@ def _carry_out(
     finally:
         if as_json and (done["add"] or done["remove"] or not (change.add or change.remove)):
             after = sorted(({r.device.name for r in snapshot.replicas} | {*done["add"]}) - {*done["remove"]})
-            show.as_json(_document(name, change, done["add"], done["remove"], after) | {"dry_run": False})
+            show.as_json(
+                documents.placed(name, change, done["add"], done["remove"], after) | {"dry_run": False}
+            )
 
 
 def say_step(step: str, device: str, name: str) -> None:
@@ -117,19 +121,6 @@ def say_step(step: str, device: str, name: str) -> None:
         click.echo(f"{device} will hold {name}; `git-cluster status {name}` shows when it does")
     else:
         click.echo(f"{device} no longer holds {name}")
-
-
-def _document(
-    name: str, change: Change, added: Sequence[str], removed: Sequence[str], after: Sequence[str]
-) -> dict[str, Any]:
-    """waiting: what has to be given again, because its removal was refused or cut off."""
-    return {
-        "name": name,
-        "added": list(added),
-        "removed": list(removed),
-        "waiting": [device for device in change.remove if device not in removed],
-        "devices": list(after),
-    }
 
 
 # ------------------------------------------------------------------------------------------ rules for new ones

@@ -8,7 +8,7 @@ import psycopg
 
 from cluster.db.connections import CHANNEL, Connections, unique
 from cluster.db.rows import device_of
-from cluster.errors import NotFound, Refused
+from cluster.errors import NotFound, StillNeeded
 from cluster.model import (
     Device,
     DeviceMode,
@@ -115,7 +115,7 @@ class Devices(Connections):
                     "delete from device where name = %(name)s", {"name": name}
                 ).rowcount
         except (psycopg.errors.ForeignKeyViolation, psycopg.errors.RestrictViolation) as error:
-            raise Refused(
+            raise StillNeeded(
                 f"device {name} still holds replicas",
                 hint=f"move them away first: `git-cluster device drain {name} --move`",
             ) from error

@@ -137,7 +137,8 @@ class Repositories(Connections):
                     where id = %(id)s and frozen is distinct from %(reason)s::text returning id, version)
                insert into event (repository_id, version, kind, device, what)
                select id, version, case when %(reason)s::text is null then 'thaw' else 'freeze' end::event_kind,
-                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s from turned returning 1""",
+                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s
+                 from turned returning 1""",
             {"id": repository_id, "reason": reason, "device": device, "by": f" (by {by})" if by else ""},
         )
         if noted:
@@ -164,7 +165,7 @@ class Repositories(Connections):
     def snapshot_of(self, repository_id: int) -> Snapshot:
         """The same by id, without grants. NotFound when it was deleted."""
         rows = self._read(
-            _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
+            SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
         )
         if not rows:
             raise NotFound("this repository was deleted")
@@ -175,7 +176,7 @@ class Repositories(Connections):
         with self._transaction() as connection:
             lock_placement(connection, repository_id)
             rows = connection.execute(
-                _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
+                SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
                 {"id": repository_id},
             ).fetchall()
             if not rows:
@@ -189,12 +190,18 @@ class Repositories(Connections):
             notify(connection, str(repository_id))  # so that the device sets its copy aside
             notify(connection, "")
 
-    def snapshots(self, names: Sequence[str] | None = None) -> list[Snapshot]:
-        """Every repository, or those of `names` that there are, by name."""
-        which: LiteralString = "p.name is not null" if names is None else "p.name = any(%(names)s)"
+    def snapshots(self) -> list[Snapshot]:
+        """Every repository, by name."""
+        rows = self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name")
+        by_repository: dict[int, list[Row]] = {}
+        for row in rows:
+            by_repository.setdefault(row["p_id"], []).append(row)
+        return [snapshot_from(group) for group in by_repository.values()]
+
+    def snapshots_of(self, names: Sequence[str]) -> list[Snapshot]:
+        """Those of `names` that there are, by name."""
         rows = self._read(
-            _SNAPSHOT + " where " + which + " order by p.name, d.name",
-            {"names": None if names is None else list(names)},
+            SNAPSHOT + " where p.name = any(%(names)s) order by p.name, d.name", {"names": list(names)}
         )
         by_repository: dict[int, list[Row]] = {}
         for row in rows:
@@ -215,7 +222,7 @@ _SNAPSHOT_COLUMNS: LiteralString = """
 _REPLICAS: LiteralString = """
       left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
 
-_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
+SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
 _ME: LiteralString = "(select id from actor where name = %(user)s)"
 _MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"

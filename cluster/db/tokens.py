@@ -11,7 +11,6 @@ from cluster.db.who import COUNTS_AS_PROOF, STILL_PROVEN, TOKEN, key_gone, no_us
 from cluster.errors import NotFound, Refused
 from cluster.model import Actor, ActorKind
 
-
 MAX_TOKENS = 100
 """Tokens that users may make for themselves. An administrator may make more for them."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from cluster.errors import (
     ClusterError,
@@ -53,6 +53,12 @@ def headers_for(status: int, realm: str) -> dict[str, str]:
     if status == 401:
         return {"WWW-Authenticate": f'Basic realm="{realm}", charset="UTF-8"'}
     return {"Retry-After": str(RETRY)} if status in (429, 503) else {}
+
+
+def in_json(error: ClusterError, realm: str) -> Response:
+    """For programs: what happened, and what to do next."""
+    status = status_of(error)
+    return JSONResponse({"error": error.what, "hint": error.hint}, status, headers_for(status, realm))
 
 
 def in_words(error: ClusterError, realm: str) -> Response:

@@ -20,8 +20,10 @@ from starlette.routing import BaseRoute, Route
 from cluster.endpoint import unforeseen
 from cluster.errors import ClusterError, NotFound
 from cluster.http import archive, events, health, metrics
-from cluster.http.answers import in_words
+from cluster.http.answers import in_json, in_words
+from cluster.http.api import app as api
 from cluster.http.git import Git, asked, realm
+from cluster.http.guard import API
 from cluster.http.site import Site
 from cluster.http.who import address_of
 
@@ -34,6 +36,7 @@ def routes(site: Site) -> list[BaseRoute]:
         *health.routes(site),
         *metrics.routes(site),
         *events.routes(site),
+        *api.routes(site),  # after what has routes of its own below its prefix
     ]
 
 
@@ -75,15 +78,14 @@ class App:
 
     async def _told(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, ClusterError)
-        return in_words(error, realm(self._site))
+        say = in_json if request.url.path.startswith(API) else in_words
+        return say(error, realm(self._site))
 
     async def _told_plainly(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return in_words(
-                NotFound("there is nothing at this address", hint="the status page is at /-/"),
-                realm(self._site),
-            )
+            nothing = NotFound("there is nothing at this address", hint="the status page is at /-/")
+            return await self._told(request, nothing)
         return PlainTextResponse(
             f"cluster: error: {error.detail}\n", error.status_code, headers=error.headers
         )

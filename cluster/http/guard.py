@@ -9,6 +9,7 @@ after       a line in the log
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -30,6 +31,9 @@ TAKE_TIME = 60.0
 
 MOST_HEADERS = 200
 """Headers of a request. Browsers send about twenty, proxies add ten."""
+
+API = "/-/api/"
+"""Below it an error is JSON."""
 
 LOGGED = "git-cluster.logged"
 """In a scope's extensions: this request leaves a line in the log by itself."""
@@ -178,11 +182,14 @@ class _Exchange:
         if self.status is not None:
             self.abort()
             return
-        body = f"cluster: error: {what}\n".encode()
+        kind, body = b"text/plain; charset=utf-8", f"cluster: error: {what}\n".encode()
+        if self._scope["path"].startswith(API):
+            kind, body = b"application/json", json.dumps({"error": what, "hint": ""}).encode()
         headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-type", kind),
             (b"content-length", str(len(body)).encode()),
             *([(b"connection", b"close")] if close else []),
+            *([(b"allow", ", ".join(sorted(METHODS)).encode())] if status == 405 else []),
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})

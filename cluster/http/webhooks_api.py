@@ -37,7 +37,7 @@ _slow = anyio.CapacityLimiter(SLOW)
 class Asked(BaseModel):
     """A webhook to be made."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     url: str = Field(
         description="http or https, without a user, a password or a #part",
         examples=["https://ci.example/hook"],
@@ -48,7 +48,7 @@ class Asked(BaseModel):
 class Change(BaseModel):
     """What is to become of a webhook."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     enabled: bool = Field(description="true also has one that waits for its next try tried at once")
 
 

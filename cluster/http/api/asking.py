@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
@@ -123,5 +123,5 @@ def _refuse_unknown(request: Request) -> None:
                 )
 
 
-FOR_ANYBODY = {"security": [{}, {"bearer": []}, {"basic": []}]}
+FOR_ANYBODY: dict[str, Any] = {"security": [{}, {"bearer": []}, {"basic": []}]}
 """What the OpenAPI document says of a route that somebody without a token may use, too."""
