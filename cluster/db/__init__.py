@@ -17,6 +17,7 @@ from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
 from cluster.db.own import Listed, Own, OwnKey, Standing
+from cluster.db.overview import Bucket, Count, Group, Happened, Lag, Overview
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
@@ -41,6 +42,7 @@ class Database(
     Log,
     Recall,
     Condition,
+    Overview,
 ):
     """The cluster's PostgreSQL."""
 
@@ -48,9 +50,14 @@ class Database(
 __all__ = [
     "SCHEMA_VERSION",
     "Alike",
+    "Bucket",
     "Connection",
     "Copy",
+    "Count",
     "Database",
+    "Group",
+    "Happened",
+    "Lag",
     "Listed",
     "LockHolder",
     "OwnKey",

@@ -149,7 +149,7 @@ class Repositories(Connections):
     def snapshot_of(self, repository_id: int) -> Snapshot:
         """The same by id, without grants. NotFound when it was deleted."""
         rows = self._read(
-            _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
+            SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
         )
         if not rows:
             raise NotFound("this repository was deleted")
@@ -160,7 +160,7 @@ class Repositories(Connections):
         with self._transaction() as connection:
             lock_placement(connection, repository_id)
             rows = connection.execute(
-                _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
+                SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
                 {"id": repository_id},
             ).fetchall()
             if not rows:
@@ -176,7 +176,7 @@ class Repositories(Connections):
 
     def snapshots(self) -> list[Snapshot]:
         """Every repository, by name."""
-        rows = self._read(_SNAPSHOT + " where p.name is not null order by p.name, d.name")
+        rows = self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name")
         by_repository: dict[int, list[Row]] = {}
         for row in rows:
             by_repository.setdefault(row["p_id"], []).append(row)
@@ -196,7 +196,7 @@ _SNAPSHOT_COLUMNS: LiteralString = """
 _REPLICAS: LiteralString = """
       left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
 
-_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
+SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
 _ME: LiteralString = "(select id from actor where name = %(user)s)"
 _MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"
