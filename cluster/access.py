@@ -85,6 +85,17 @@ def _anonymous(grants: Iterable[Grant], repository: str) -> Decision:
     return Decision(Level.READ, because, found)
 
 
+def administers(grants: Iterable[Grant]) -> bool:
+    """Whether a user may change what is no one repository's: devices, users, grants, placement.
+
+    grants: those that concern the user (Database.grants_to). It takes a grant of admin on "*" itself, to them or to a
+    group of theirs; where they have several on it, one to them before those to groups. One to everyone never does it.
+    """
+    on_all = [grant for grant in grants if grant.pattern == "*" and grant.actor is not None]
+    most = max(on_all, key=lambda g: (not (g.actor or "").startswith("@"), g.level.rank), default=None)
+    return most is not None and most.level is Level.ADMIN
+
+
 def naming(whom: str | None, user: str) -> int:
     """How exactly a grant or rule to `whom` names `user`: 3 by name, 2 by a group, 1 as anybody, 0 not at all."""
     if whom is None:
