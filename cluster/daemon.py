@@ -4,6 +4,7 @@
     listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
+    disk space  says how much of its disk is free
 
 A clean stop lets commits under way finish, refuses new work, and says "stopped", so that nobody waits for it.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import embedded, failing, heal, history, leftovers, logs, removed, upkeep
+from cluster import embedded, failing, heal, history, leftovers, logs, removed, space, upkeep
 from cluster.config import Config
 from cluster.disk import FileLock
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
@@ -149,6 +150,7 @@ class Keeper:
             Thread(target=self._beat, name="heartbeat", daemon=True),
             Thread(target=self._listen, name="listener", daemon=True),
         ]
+        self._threads.append(Thread(target=space.watch, args=(node, stop), name="disk space", daemon=True))
         if memory := node.memory:
             memory.look()
             self._threads.append(Thread(target=memory.watch, args=(stop,), name="memory", daemon=True))

@@ -131,11 +131,7 @@ def headline(glance: Glance, *, named: bool) -> Headline:
     silent = [device.name for device in devices if device.state == "offline"]
     full = [device.name for device in devices if nearly_full(device)]
     first = next((t for t in glance.troubles if t.state in ("frozen", "unavailable")), None)
-    parts = [
-        _counted(count, state)
-        for state in ("frozen", "unavailable")
-        if (count := glance.count(state))
-    ]
+    parts = [_counted(count, state) for state in ("frozen", "unavailable") if (count := glance.count(state))]
     if silent:
         parts.append(
             f"device{'s' * (len(silent) > 1)} {status.listed(silent)} {_is(len(silent))} offline"
@@ -182,7 +178,7 @@ def nearly_full(device: Device) -> bool:
 def _start(silent: Sequence[str], *, named: bool) -> str:
     if not named:
         return "an administrator is needed"
-    them = "it" if len(silent) == 1 else "them"
+    them = "it" if len(silent) == 1 else "they"
     return (
         f"start {status.listed(silent)} again, or look at the machine{'s' * (len(silent) > 1)}; if {them} will not "
         f"come back: git-cluster device drain {silent[0]} --move"

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
+from cluster.db.glance import Count, Glances, Group, Happened, Lag, Piece
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
 from cluster.db.own import Listed, Own, OwnKey, Standing
-from cluster.db.overview import Bucket, Count, Group, Happened, Lag, Overview
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
 from cluster.db.replicas import Replicas
@@ -42,7 +42,7 @@ class Database(
     Log,
     Recall,
     Condition,
-    Overview,
+    Glances,
 ):
     """The cluster's PostgreSQL."""
 
@@ -50,7 +50,6 @@ class Database(
 __all__ = [
     "SCHEMA_VERSION",
     "Alike",
-    "Bucket",
     "Connection",
     "Copy",
     "Count",
@@ -61,6 +60,7 @@ __all__ = [
     "Listed",
     "LockHolder",
     "OwnKey",
+    "Piece",
     "Recollection",
     "Server",
     "Standing",

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from cluster.endpoint import unforeseen
 from cluster.errors import ClusterError, NotFound
+from cluster.http import pages
 from cluster.http.answers import in_words
 from cluster.http.git import Git, asked, realm
 from cluster.http.site import Site
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 def routes(site: Site) -> list[BaseRoute]:
     """Of everything below /-/."""
-    return []
+    return [*pages.routes(site)]
 
 
 class App:
@@ -37,7 +38,7 @@ class App:
     def __init__(self, site: Site) -> None:
         self._site, self._git = site, Git(site)
         self._pages = Starlette(
-            routes=[*routes(site), Route("/", _home)],
+            routes=[*routes(site), Route("/", _home), pages.to_page()],
             exception_handlers={
                 ClusterError: self._told,
                 HTTPException: self._told_plainly,

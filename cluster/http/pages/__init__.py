@@ -16,6 +16,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute
 
 from cluster.http.pages import doing, looking, signing
+from cluster.http.pages.looking import to_page as to_page
 from cluster.http.pages.render import Pages
 from cluster.http.site import Site
 

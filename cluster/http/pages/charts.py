@@ -1,7 +1,7 @@
 """Figures as lines and bars: numbers in, what an inline SVG is drawn from out. Pure; templates/chart.html draws it.
 
 A chart is WIDTH × HEIGHT units, stretched to where it is shown; what is written beside it is HTML, so that it keeps its
-size on a phone. Colour never tells two lines apart alone: each has a dash of its own, and the figures follow as a table.
+size on a phone. Two lines differ in more than colour: each has a dash of its own, and the figures follow in a table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from cluster.db import Bucket, Count
+from cluster.db import Count, Piece
 from cluster.http.pages.words import duration
 
 WIDTH, HEIGHT = 600.0, 120.0
@@ -33,7 +33,7 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Chart:
     """id: of its heading. bars: whether its first line is drawn as bars. top: the value at its upper edge, in words.
-    times: of the points. said: what it shows, in one sentence, for who does not see it."""
+    times: of the points. until: its right edge. said: what it shows, in one sentence, for who does not see it."""
 
     id: str
     title: str
@@ -44,21 +44,23 @@ class Chart:
     said: str
     words: Callable[[float], str]
 
+    until: datetime
+
     @property
     def empty(self) -> bool:
         return not any(value is not None for line in self.lines for value in line.values)
 
 
-def charts(buckets: Sequence[Bucket], now: datetime, span: str) -> list[Chart]:
+def charts(buckets: Sequence[Piece], now: datetime, span: str) -> list[Chart]:
     """Pushes, sync lag and latency over one of RANGES."""
     hours, minutes = RANGES[span]
     times = moments(now, hours, minutes)
     devices = sorted({bucket.device for bucket in buckets})
-    by_time: dict[datetime, list[Bucket]] = {}
+    by_time: dict[datetime, list[Piece]] = {}
     for bucket in buckets:
         by_time.setdefault(bucket.at, []).append(bucket)
 
-    def over(value: Callable[[Bucket], float | None], *, device: str = "") -> tuple[float | None, ...]:
+    def over(value: Callable[[Piece], float | None], *, device: str = "") -> tuple[float | None, ...]:
         return tuple(
             max(
                 (
@@ -81,7 +83,13 @@ def charts(buckets: Sequence[Bucket], now: datetime, span: str) -> list[Chart]:
     # A device that was measured and had nothing to catch up with lagged by nothing.
     measured = {(bucket.device, bucket.at) for bucket in buckets}
     lags = [
-        (device, tuple(v if v is not None or (device, at) not in measured else 0.0 for at, v in zip(times, values, strict=True)))
+        (
+            device,
+            tuple(
+                v if v is not None or (device, at) not in measured else 0.0
+                for at, v in zip(times, values, strict=True)
+            ),
+        )
         for device, values in lags
     ]
     lags.sort(key=lambda pair: -max((value or 0.0 for value in pair[1]), default=0.0))
@@ -141,6 +149,7 @@ def copies(counts: Sequence[Count], now: datetime) -> Chart | None:
         tuple(row.at for row in rows),
         f"{rows[-1].copies} of {rows[-1].wanted} copies now; at the fewest {min(row.copies for row in rows)}",
         _number,
+        last,
     )
 
 
@@ -169,7 +178,7 @@ def chart(
         Line(name, bar_path(each, top) if bars else line_path(each, top), tuple(each))
         for name, each in series
     )
-    return Chart(id, title, lines, bars, words(top), tuple(times), said, words)
+    return Chart(id, title, lines, bars, words(top), tuple(times), said, words, times[-1])
 
 
 def nice(most: float) -> float:

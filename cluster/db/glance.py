@@ -18,6 +18,7 @@ from cluster.db.rows import Row, event_of, log_entry_of, snapshot_from
 from cluster.errors import NotFound
 from cluster.model import Event, LogEntry, RefUpdate, Snapshot
 
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Repositories that are not as they should be, for the same reasons: how many, and the first by name."""
@@ -44,7 +45,7 @@ class Happened:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class Piece:
     """What one device did in a piece of time that begins at `at`. Times in seconds; None: nothing was measured."""
 
     device: str
@@ -68,7 +69,7 @@ class Count:
     wanted: int
 
 
-class Overview(Connections):
+class Glances(Connections):
     """What the status page asks."""
 
     def how_many(self) -> int:
@@ -81,8 +82,8 @@ class Overview(Connections):
         """Repositories that may not be healthy, in groups: those that a person has to see to first, then the largest;
         and how many there are in all.
 
-        down: ids of the devices that do not serve. among: only of the repositories with these names. The cost grows with
-        the repositories (150 ms for 100,000 with three replicas each), so who asks keeps the answer for a while.
+        down: ids of the devices that do not serve. among: only of the repositories with these names. The cost grows
+        with the repositories (150 ms for 100,000 with three replicas each), so who asks keeps the answer for a while.
         """
         rows = self._read(
             """with shaped as (
@@ -169,7 +170,7 @@ class Overview(Connections):
     def log_page(
         self, repository_id: int, *, before: int | None, limit: int, most_refs: int
     ) -> list[tuple[LogEntry, bool]]:
-        """The newest `limit` entries, or those before a version, the newest first: each with its first `most_refs` refs,
+        """The newest `limit` entries, or those before a version, newest first: each with its first `most_refs` refs,
         and whether there are more. A push may change a hundred thousand."""
         rows = self._read(
             """select p.version, p.push_id, p.actor, p.device, p.via, p.address, p.at, p.checksum, u.refs
@@ -221,7 +222,7 @@ class Overview(Connections):
         )
         return [Happened(row["name"], event_of(row)) for row in rows]
 
-    def buckets(self, *, hours: int, minutes: int) -> list[Bucket]:
+    def pieces(self, *, hours: int, minutes: int) -> list[Piece]:
         """How the devices did in the last `hours`, in pieces of `minutes`, the oldest first. Of several minutes the
         sum of what was done, and the worst of what took time."""
         rows = self._read(
@@ -234,9 +235,9 @@ class Overview(Connections):
                 group by 1, 2 order by 2, 1""",
             {"hours": hours, "minutes": minutes},
         )
-        return [Bucket(**row) for row in rows]
+        return [Piece(**row) for row in rows]
 
-    def copies_of(self, repository_id: int, *, limit: int) -> list[Count]:
+    def copies_over_time(self, repository_id: int, *, limit: int) -> list[Count]:
         """The newest `limit` changes of how many copies a repository had, the newest first."""
         rows = self._read(
             """select at, copies, wanted from copies where repository_id = %(id)s order by at desc limit %(limit)s""",
