@@ -2,14 +2,14 @@
 
 {"say": "…"}                      progress, any number
 {"result": {…}}                   done
-{"error": "…", "hint": "…"}       not done
+{"error": "…", "hint": "…", "kind": "…"}       not done; kind: one of cluster/errors.py
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -20,12 +20,15 @@ from cluster.gate import refuse_frozen_by_hand
 from cluster.heal import alive, describe, resolve, still
 from cluster.history import mark, other_history, tell
 from cluster.model import HEAD, EventKind, RefUpdate, Repository, Snapshot
-from cluster.names import ref_name, repository_name
+from cluster.names import ref_name, repository_name, user_name
 from cluster.node import Node
 from cluster.ssh_command import OperatorCommand
 from cluster.sync import Say, catch_up
 from cluster.verify import verify
-from cluster.versions import checksum_of, difference, updated
+from cluster.versions import checksum_of, difference, refuse_other_version, updated
+
+OPERATOR = "operator"
+"""In the push log: an administrator's command line."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,24 +40,32 @@ def answer(node: Node, command: OperatorCommand, client: Client) -> int:
         client.write(json.dumps(document).encode() + b"\n")
 
     try:
-        verb = _VERBS.get(command.verb)
-        if verb is None:
-            raise UsageError(
-                f"this device knows no command {command.verb}", hint="is it an older git-cluster?"
-            )
-        snapshot = node.db.snapshot(repository_name(str(command.arguments.get("repository", ""))))
-        if snapshot.of(node.name) is None:
-            raise NotFound(f"device {node.name} does not hold {snapshot.repository.name}")
-        result = verb(node, snapshot, command.arguments, lambda line: write({"say": line}))
+        result = carry_out(node, command.verb, command.arguments, lambda line: write({"say": line}))
     except ClusterError as error:
         _log.warning("operator's %s: %s", command.verb, error.what, exc_info=error.__cause__)
-        write({"error": error.what, "hint": error.hint})
+        write({"error": error.what, "hint": error.hint, "kind": type(error).__name__})
         return error.exit_code
     write({"result": result})
     return 0
 
 
-Arguments = dict[str, object]
+Arguments = Mapping[str, object]
+
+
+def carry_out(node: Node, verb: str, arguments: Arguments, say: Say) -> dict[str, Any]:
+    """One command's result. ClusterError."""
+    does = _VERBS.get(verb)
+    if does is None:
+        raise UsageError(f"this device knows no command {verb}", hint="is it an older git-cluster?")
+    snapshot = node.db.snapshot(repository_name(str(arguments.get("repository", ""))))
+    if snapshot.of(node.name) is None:
+        raise NotFound(f"device {node.name} does not hold {snapshot.repository.name}")
+    return does(node, snapshot, arguments, say)
+
+
+def _by(arguments: Arguments) -> str:
+    """For whom an operator asks, for the push log: a user's name, or an operator on their own account."""
+    return user_name(str(arguments.get("by") or OPERATOR))
 
 
 def _sync(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> dict[str, Any]:
@@ -134,14 +145,14 @@ def _promote(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) -> 
                     checksum_of(refs),
                     uuid4(),
                     changes,
-                    actor=owner.intent.actor if owner and owner.intent and owner is mine else "operator",
+                    actor=owner.intent.actor if owner and owner.intent and owner is mine else _by(arguments),
                     device=node.name,
                     via="thaw",
                     connection=connection,
                 )
             node.db.claim(repository.id, node.name, position, connection=connection)
         if snapshot.repository.frozen is not None:
-            node.db.freeze(repository.id, None)
+            node.db.freeze(repository.id, None, by=str(arguments.get("by") or ""))
         node.store.remember(repository.id, position.checksum)
         mark(node, repository, position)
         return {"lines": lines, "version": position.version}
@@ -162,9 +173,11 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
     repository = snapshot.repository
     branch = ref_name(str(arguments.get("branch", "")))
     catch_up(node, repository.id, say)
-    with node.write_lock(repository.id, actor="operator", timeout=node.writes.lock_timeout) as connection:
+    by, base = _by(arguments), arguments.get("base")
+    with node.write_lock(repository.id, actor=by, timeout=node.writes.lock_timeout) as connection:
         snapshot = catch_up(node, repository.id, say)
         refuse_frozen_by_hand(snapshot)
+        refuse_other_version(repository.name, snapshot.repository.version, base)
         refs = node.store.values(repository.id, [HEAD, branch])
         if branch not in refs and snapshot.repository.version > 0:
             raise NotFound(
@@ -179,7 +192,7 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
                 updated(base.checksum, [change]),
                 uuid4(),
                 [change],
-                actor="operator",
+                actor=by,
                 device=node.name,
                 via="set",
                 connection=connection,

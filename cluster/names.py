@@ -15,6 +15,9 @@ MAX_COMPONENT = 100
 MAX_COMPONENTS = 8
 """Limits of a repository name: far past any in use, and short enough for a line of a listing or a log."""
 
+MAX_REASON = 1000
+"""Characters of a reason, which stands in a line of a listing."""
+
 MAX_VERSION = 2**63 - 1
 """PostgreSQL's bigint, which holds a version."""
 
@@ -130,6 +133,18 @@ def specificity(pattern: str) -> tuple[bool, int, int]:
 
 
 # Devices, users, branches
+
+
+def reason(text: str, called: str = "the reason") -> str:
+    """Why somebody freezes a repository, on one line, for those whose pushes are refused. called: in what is said."""
+    said = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    if not said:
+        raise UsageError(
+            f"{called} is empty", hint="Say why, in words for the people whose pushes are refused."
+        )
+    if len(said) > MAX_REASON:
+        raise UsageError(f"{called} has more than {MAX_REASON} characters", hint="Say it in a sentence.")
+    return said
 
 
 def device_name(text: str) -> str:

@@ -5,7 +5,7 @@ memory, registers the public half as an operator's, uses it, and takes it back; 
 and a command that is killed leaves a key that expires by itself.
 
 The device answers `git-cluster-operator` with JSON, a line each: {"say": "…"} as often as it likes, then once
-{"result": {…}}, or {"error": "…", "hint": "…"} (ClusterError's sentence and hint).
+{"result": {…}}, or {"error": "…", "hint": "…", "kind": "…"} (ClusterError's sentence, hint and class).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,20 @@ from urllib.parse import urlsplit
 
 from cluster import keys
 from cluster.db import Database
-from cluster.errors import ClusterError, PeerFailed
+from cluster.errors import (
+    ClusterError,
+    Frozen,
+    LockTimeout,
+    NoSource,
+    NotFound,
+    PeerFailed,
+    Refused,
+    StillNeeded,
+    TooFewCopies,
+    WriteConflict,
+)
 from cluster.keyfiles import generate_key, write_keypair
-from cluster.model import Device
+from cluster.model import Device, Snapshot
 from cluster.peer import Peers
 from cluster.ssh_command import OperatorCommand
 
@@ -41,9 +52,18 @@ MAX_LINE = 16 * 1024 * 1024
 _REFUSED = "This command registered it, for an hour, in its own database: is that the device's database too?"
 """What to do where a device does not know an operator's key."""
 
+_KINDS = {
+    kind.__name__: kind
+    for kind in (Refused, NotFound, StillNeeded, WriteConflict, Frozen, LockTimeout, TooFewCopies, NoSource)
+}
+"""What a device's refusal may be. Not PeerFailed, by which we tell that it could not be asked itself."""
+
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+
+Ask = Callable[[Device, str, Mapping[str, object]], dict[str, Any]]
+"""Run an operator's command on a device: (device, verb, arguments) → its answer. ClusterError."""
 
 
 def _silent(line: str) -> None:
@@ -81,6 +101,31 @@ class Operator:
                 + (f": {_last(remote.stderr)}" if remote.stderr else ""),
                 hint="Its log says why; does it run the same version of git-cluster?",
             )
+
+
+def on_each(ask: Ask, verb: str, targets: Iterable[tuple[Snapshot, Device]]) -> Iterator[dict[str, Any]]:
+    """Ask the device of each replica to do `verb` to it, one after another: a row of `--json` as soon as it answers."""
+    for snapshot, device in targets:
+        name = snapshot.repository.name
+        row: dict[str, Any] = {"repository": name, "device": device.name, "ok": True}
+        try:
+            row["result"] = ask(device, verb, {"repository": name})
+        except ClusterError as error:
+            row |= {"ok": False, "error": error.what, "hint": error.hint}
+        yield row
+
+
+def words(row: Mapping[str, Any]) -> str:
+    """Such a row in a few words (cluster/admin.py writes what a device answers)."""
+    if not row["ok"]:
+        return _printable(f"failed  {row['error']}")
+    result = row["result"]
+    said = f"version {result.get('version')}"
+    if result.get("verified") is False:
+        said = "; ".join([f"{said}, rebuilt: {result.get('fault')}", *result.get("notes", [])])
+    elif result.get("verified"):
+        said += ", verified"
+    return _printable(f"ok  {said}")
 
 
 @contextmanager
@@ -162,7 +207,8 @@ def _answer(device: Device, line: bytes) -> dict[str, Any]:
 def _refusal(device: Device, answer: Mapping[str, Any]) -> ClusterError:
     if not answer.get("error"):
         return _not_understood(device)
-    return ClusterError(_printable(str(answer["error"])), hint=_printable(str(answer.get("hint") or "")))
+    kind = _KINDS.get(str(answer.get("kind")), ClusterError)
+    return kind(_printable(str(answer["error"])), hint=_printable(str(answer.get("hint") or "")))
 
 
 def _not_understood(device: Device) -> PeerFailed:

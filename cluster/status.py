@@ -21,7 +21,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -62,19 +62,26 @@ def observe(db: Database, cluster_name: str, only: str | None = None) -> Documen
     def look() -> list[Snapshot]:
         return [db.snapshot(only)] if only else db.snapshots()
 
-    snapshots, locked = look(), set[int]()
+    snapshots = look()
+    locked = write_locks(db, snapshots, look)
+    devices = db.devices()
+    if only:
+        devices = [device for device in devices if snapshots[0].of(device.name)]
+    return document(cluster_name, devices, snapshots, locked)
+
+
+def write_locks(db: Database, snapshots: Sequence[Snapshot], again: Callable[[], list[Snapshot]]) -> set[int]:
+    """The write locks that are held on `snapshots`, so that "frozen" is true of them. again: reads them once more."""
+    locked = set[int]()
     if intents := _intents(snapshots):
         # Rows and locks are two statements, and a push may come or go between them. It takes the lock before it
         # writes its intent and releases it after the commit: only an intent that is there both before and after
         # the lock was seen free is left over. Any other is a push at work.
         locked = set(db.write_locks())
         if unheld := {id: token for id, token in intents.items() if id % LOCK_IDS not in locked}:
-            later = _intents(look())
+            later = _intents(again())
             locked |= {id % LOCK_IDS for id, token in unheld.items() if later.get(id) != token}
-    devices = db.devices()
-    if only:
-        devices = [device for device in devices if snapshots[0].of(device.name)]
-    return document(cluster_name, devices, snapshots, locked)
+    return locked
 
 
 def _intents(snapshots: Sequence[Snapshot]) -> dict[int, UUID]:

@@ -24,7 +24,7 @@ from cluster.heal import describe
 from cluster.locks import Turns, write_lock
 from cluster.model import LogEntry, Replica, Snapshot
 from cluster.restore import Ask
-from cluster.versions import checksum_of, difference, newest_without
+from cluster.versions import checksum_of, difference, newest_without, refuse_other_version
 
 Say = Callable[[str], None]
 
@@ -38,6 +38,7 @@ class ThawReport:
     lines: list[str] = field(default_factory=list)
     lost_versions: list[int] = field(default_factory=list)
     restored_versions: list[int] = field(default_factory=list)
+    by: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -59,10 +60,17 @@ def thaw(
     accept_loss: bool,
     ask: Ask,
     say: Say,
+    by: str = "",
+    expected: int | None = None,
 ) -> ThawReport:
-    """Carry out a person's decision, or (dry run) say what it would do. Refused where it would lose or overtake."""
+    """Carry out a person's decision, or (dry run) say what it would do. Refused where it would lose or overtake.
+
+    by: the user who decides, for the log; "": an administrator's command line. expected: the version at which they
+    looked; WriteConflict where there is another by now.
+    """
     snapshot = db.snapshot(name)
-    report = ThawReport(name, dry_run)
+    refuse_other_version(name, snapshot.repository.version, expected)
+    report = ThawReport(name, dry_run, by=by)
     if demote is not None:
         _demote(db, snapshot, _replica(snapshot, demote), report, accept_loss=accept_loss, ask=ask, say=say)
     elif promote is not None:
@@ -82,7 +90,7 @@ def _resolve(db: Database, snapshot: Snapshot, report: ThawReport, *, ask: Ask) 
     repository, owner = snapshot.repository, snapshot.intent_owner
     if repository.frozen is not None:
         if not report.dry_run:
-            db.freeze(repository.id, None)
+            db.freeze(repository.id, None, by=report.by)
         ended = "would be" if report.dry_run else "is"
         report.lines.append(f"the freeze {ended} ended: {repository.frozen}")
     if owner is None:
@@ -173,7 +181,7 @@ def _demote(
                     checksum_of(refs),
                     uuid4(),
                     changes,
-                    actor="operator",
+                    actor=report.by or "operator",
                     device=device,
                     via="thaw",
                     connection=connection,
@@ -184,7 +192,7 @@ def _demote(
             f"{repository.name} stays frozen: the disk of {', '.join(knowing)} is ahead as well"
         )
     elif now.repository.frozen is not None:
-        db.freeze(repository.id, None)
+        db.freeze(repository.id, None, by=report.by)
 
 
 def _promote(
@@ -211,7 +219,12 @@ def _promote(
         answer = ask(
             device,
             "promote",
-            {"repository": repository.name, "dry_run": report.dry_run, "base": repository.version},
+            {
+                "repository": repository.name,
+                "dry_run": report.dry_run,
+                "base": repository.version,
+                "by": report.by,
+            },
         )
     except PeerFailed as error:
         raise Refused(

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from cluster.errors import WriteConflict
 from cluster.model import (
     CHECKSUM_BYTES,
     HEAD,
@@ -274,3 +275,12 @@ def newest_without(snapshot: Snapshot, device: str) -> Position | None:
 def head_of(refs: Mapping[str, str]) -> str:
     """HEAD's target branch, "refs/heads/main" for example."""
     return refs[HEAD].removeprefix("ref: ")
+
+
+def refuse_other_version(name: str, version: int, expected: object) -> None:
+    """Raise where a decision about a repository was made at another version than it has now. None: at whichever."""
+    if expected is not None and version != expected:
+        raise WriteConflict(
+            f"{name} is at version {version} by now, and not at version {expected}",
+            hint="look again, then decide anew",
+        )

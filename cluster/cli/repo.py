@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +13,13 @@ from cluster import names
 from cluster.cli import show
 from cluster.cli.app import DEVICE, REPOSITORY, App, find, group, json_option, pass_app
 from cluster.cli.place import COPIES, place, planned, say_step
-from cluster.errors import NoSource, NotFound, PeerFailed, Refused, UsageError
+from cluster.errors import NotFound, Refused, UsageError
 from cluster.model import HEAD, WhenShort
 
 if TYPE_CHECKING:
     from cluster.creating import Created
     from cluster.db import Database
-    from cluster.model import Snapshot
+    from cluster.model import Device, Snapshot
     from cluster.placement import Change
 
 BRANCH = names.ref_name
@@ -320,29 +320,12 @@ def _planned(
 
 
 def _set_head(db: Database, snapshot: Snapshot, branch: str) -> int | None:
-    """Ask a device to make `branch` the default one: leaders first, then whoever can sync."""
+    from cluster.acting import set_head
     from cluster.operator import operator
 
-    devices = [replica.device for replica in snapshot.leaders]
-    devices += [replica.device for replica in snapshot.replicas if replica.device not in devices]
-    failure: PeerFailed | None = None
     with operator(db) as asking:
-        for device in devices:
-            if not device.online:
-                continue
-            try:
-                answer = asking.ask(
-                    device,
-                    "set-head",
-                    {"repository": snapshot.repository.name, "branch": branch},
-                    lambda line: click.echo(line, err=True),
-                )
-            except PeerFailed as error:
-                failure = error
-            else:
-                version: int | None = answer.get("version")
-                return version
-    raise failure or NoSource(
-        f"no device that holds {snapshot.repository.name} is online",
-        hint="`git-cluster status` shows the devices; try again when one is back",
-    )
+
+        def ask(device: Device, verb: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+            return asking.ask(device, verb, arguments, lambda line: click.echo(line, err=True))
+
+        return set_head(snapshot, branch, ask)

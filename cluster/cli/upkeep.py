@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster import names
 from cluster.cli import show
 from cluster.cli.app import DEVICE, REPOSITORY, App, command, find, json_option, open_database, pass_app
-from cluster.errors import ClusterError, NotFound, UsageError
+from cluster.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from cluster.db import Database
@@ -62,7 +63,7 @@ def _targets(
 
 def _on_replicas(app: App, verb: str, repositories: tuple[str, ...], only: str | None, as_json: bool) -> int:
     """Ask the device of each replica to do `verb` to it, one after another. 1 when any of them failed."""
-    from cluster.operator import operator
+    from cluster.operator import on_each, operator, words
 
     rows: list[dict[str, Any]] = []
 
@@ -73,19 +74,15 @@ def _on_replicas(app: App, verb: str, repositories: tuple[str, ...], only: str |
         targets = list(_targets(db, repositories, only))
         width = max((len(f"{s.repository.name} on {d.name}") for s, d in targets), default=0)
         with operator(db) as asking:
-            for snapshot, device in targets:
-                name = snapshot.repository.name
-                row: dict[str, Any] = {"repository": name, "device": device.name, "ok": True}
-                try:
-                    row["result"] = asking.ask(device, verb, {"repository": name}, say)
-                except ClusterError as error:
-                    row |= {"ok": False, "error": error.what, "hint": error.hint}
+
+            def ask(device: Device, verb: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+                return asking.ask(device, verb, arguments, say)
+
+            for row in on_each(ask, verb, targets):
                 rows.append(row)
                 if not as_json:
-                    outcome = (
-                        f"ok  {_words(row['result'])}".rstrip() if row["ok"] else f"failed  {row['error']}"
-                    )
-                    click.echo(f"{f'{name} on {device.name}':<{width}}  {show.printable(outcome)}")
+                    where = f"{row['repository']} on {row['device']}"
+                    click.echo(f"{where:<{width}}  {words(row)}")
     if as_json:
         show.as_json(rows)
     elif not rows:
@@ -94,14 +91,6 @@ def _on_replicas(app: App, verb: str, repositories: tuple[str, ...], only: str |
     for hint in dict.fromkeys(row["hint"] for row in failed if row["hint"] and not as_json):
         click.echo(f"  {show.printable(hint)}", err=True)
     return 1 if failed else 0
-
-
-def _words(result: Mapping[str, Any]) -> str:
-    """What a device answered, in a few words (cluster/admin.py writes it)."""
-    words = f"version {result.get('version')}"
-    if result.get("verified") is False:
-        return "; ".join([f"{words}, rebuilt: {result.get('fault')}", *result.get("notes", [])])
-    return f"{words}, verified" if result.get("verified") else words
 
 
 @command("sync")
@@ -133,11 +122,7 @@ def verify(app: App, repositories: tuple[str, ...], device: str | None, as_json:
 @pass_app
 def freeze(app: App, repository: str, reason: str) -> None:
     """Take no more writes to REPO, until `thaw`. Reads go on."""
-    reason = show.printable(" ".join(reason.split()))
-    if not reason:
-        raise UsageError(
-            "--reason is empty", hint="Say why, in words for the people whose pushes are refused."
-        )
+    reason = names.reason(reason, "--reason")
     with app.database() as db:
         subject = find(db, repository).repository
         db.freeze(subject.id, reason)

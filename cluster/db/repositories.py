@@ -19,6 +19,7 @@ from cluster.model import (
     WhenShort,
 )
 from cluster.placement import check_copies, refuse_removal
+from cluster.versions import refuse_other_version
 
 
 class Repositories(Connections):
@@ -83,28 +84,36 @@ class Repositories(Connections):
             ):
                 raise no_repository(name)
 
-    def delete_repository(self, name: str) -> None:
-        """Free the name; devices move their copies away when they notice."""
+    def delete_repository(self, name: str, *, expected: int | None = None) -> None:
+        """Free the name; devices move their copies away when they notice. WriteConflict: it is not at version
+        `expected`."""
         with self._transaction() as connection:
             row = connection.execute(
-                "select id from repository where name = %(name)s for update", {"name": name}
+                "select id, version from repository where name = %(name)s for update", {"name": name}
             ).fetchone()
             if row is None:
                 raise no_repository(name)
+            refuse_other_version(name, row["version"], expected)
             connection.execute("update repository set name = null where id = %(id)s", {"id": row["id"]})
             notify(connection, "")
 
     def set_repository(
-        self, name: str, *, min_copies: int | None = None, when_short: WhenShort | None = None
+        self,
+        name: str,
+        *,
+        min_copies: int | None = None,
+        when_short: WhenShort | None = None,
+        expected: int | None = None,
     ) -> None:
-        """Refused: it has fewer devices than that."""
+        """Refused: it has fewer devices than that. WriteConflict: it is not at version `expected`."""
         with self._transaction() as connection:
             # No device is taken away meanwhile: that locks the same row (placing.py).
             row = connection.execute(
-                "select id from repository where name = %(name)s for no key update", {"name": name}
+                "select id, version from repository where name = %(name)s for no key update", {"name": name}
             ).fetchone()
             if row is None:
                 raise no_repository(name)
+            refuse_other_version(name, row["version"], expected)
             if min_copies is not None:
                 held = connection.execute(
                     "select from replica where repository_id = %(id)s", {"id": row["id"]}
@@ -116,8 +125,11 @@ class Repositories(Connections):
                 {"id": row["id"], "min_copies": min_copies, "when_short": when_short and when_short.value},
             )
 
-    def freeze(self, repository_id: int, reason: str | None, *, device: str = "-") -> None:
-        """Freeze for a stated reason, or (None) end such a freeze; the log says who did it ("-": a person)."""
+    def freeze(self, repository_id: int, reason: str | None, *, device: str = "-", by: str = "") -> None:
+        """Freeze for a stated reason, or (None) end such a freeze; the log says who did it ("-": a person).
+
+        by: the user who did it by way of `device`, where it was one.
+        """
         noted = self._write(
             """with turned as (
                    update repository set frozen = %(reason)s::text,
@@ -125,8 +137,9 @@ class Repositories(Connections):
                     where id = %(id)s and frozen is distinct from %(reason)s::text returning id, version)
                insert into event (repository_id, version, kind, device, what)
                select id, version, case when %(reason)s::text is null then 'thaw' else 'freeze' end::event_kind,
-                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') from turned returning 1""",
-            {"id": repository_id, "reason": reason, "device": device},
+                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s from turned
+               returning 1""",
+            {"id": repository_id, "reason": reason, "device": device, "by": f" (by {by})" if by else ""},
         )
         if noted:
             self.measures.happened(EventKind.THAW if reason is None else EventKind.FREEZE)
@@ -152,7 +165,7 @@ class Repositories(Connections):
     def snapshot_of(self, repository_id: int) -> Snapshot:
         """The same by id, without grants. NotFound when it was deleted."""
         rows = self._read(
-            _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
+            SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
         )
         if not rows:
             raise NotFound("this repository was deleted")
@@ -163,7 +176,7 @@ class Repositories(Connections):
         with self._transaction() as connection:
             lock_placement(connection, repository_id)
             rows = connection.execute(
-                _SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
+                SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
                 {"id": repository_id},
             ).fetchall()
             if not rows:
@@ -179,7 +192,7 @@ class Repositories(Connections):
 
     def snapshots(self) -> list[Snapshot]:
         """Every repository, by name."""
-        rows = self._read(_SNAPSHOT + " where p.name is not null order by p.name, d.name")
+        rows = self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name")
         by_repository: dict[int, list[Row]] = {}
         for row in rows:
             by_repository.setdefault(row["p_id"], []).append(row)
@@ -199,7 +212,7 @@ _SNAPSHOT_COLUMNS: LiteralString = """
 _REPLICAS: LiteralString = """
       left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
 
-_SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
+SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
 _ME: LiteralString = "(select id from actor where name = %(user)s)"
 _MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"

@@ -23,6 +23,9 @@ SESSIONS = 1000
 QUESTIONS = 16
 """Short questions to the database at once: pages, the API, who somebody is."""
 
+DEEDS = 8
+"""Syncs, verifications and thaws that are asked for over HTTP, at once; each may take hours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -36,9 +39,15 @@ class Site:
     sessions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(SESSIONS))
     questions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(QUESTIONS))
 
+    deeds: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DEEDS))
+
     async def ask(self, question: Callable[[], T]) -> T:
         """Something short that waits for the database or a disk, without making the endpoint wait."""
         return await anyio.to_thread.run_sync(question, limiter=self.questions)
+
+    async def act(self, deed: Callable[[], T]) -> T:
+        """Something that may take long (cluster/acting.py). It goes on to its end when its asker has gone."""
+        return await anyio.to_thread.run_sync(deed, limiter=self.deeds)
 
 
 def open_site(node: Node, requests: Requests, section: HttpSection) -> Site:

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from cluster.access import Decision, decide
+from cluster.access import Decision, administers, decide
 from cluster.model import Actor, ActorKind, Grant, Level
 
 ANN = Actor(ActorKind.USER, "ann", "SHA256:a")
@@ -70,3 +70,23 @@ def test_a_device_reads_whatever_the_grants_say() -> None:
 )
 def test_a_level_includes_those_before_it(level: Level | None, allowed: list[str]) -> None:
     assert [each.value for each in Level if Decision(level, "").allows(each)] == allowed
+
+
+@pytest.mark.parametrize(
+    ("given", "does"),
+    [
+        ([], False),
+        (["ann admin *"], True),
+        (["@ops admin *"], True),
+        (["- admin *"], False),  # else a slip would make everybody an administrator of everything
+        (["ann write *", "- admin *"], False),
+        (["ann admin team/*", "ann admin team/app"], False),
+        (["ann read *", "@ops admin *"], False),
+        (["ann admin *", "@ops read *"], True),
+        (["@dev read *", "@ops admin *"], True),
+        (["ann admin *", "ann read team/*"], True),
+    ],
+)
+def test_who_administers_the_cluster(given: list[str], does: bool) -> None:
+    for order in permutations(grants(*given)):
+        assert administers(order) is does
