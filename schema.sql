@@ -55,7 +55,9 @@ create table device (
     stopped      boolean not null default false, -- said by a clean stop: offline at once, no heartbeat to wait out
     created_at   timestamptz not null default now(),
     up_since     timestamptz,                  -- since when its heartbeat came without a gap: it fences nobody sooner
-    zone         text not null default '' check (zone ~ '^([a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?)?$') -- what fails together
+    zone         text not null default '' check (zone ~ '^([a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?)?$'), -- what fails together
+    disk_total   bigint,                       -- bytes of the file system that holds its repositories, and of these free
+    disk_free    bigint                        -- for git-cluster; null: not said yet
 );
 
 -- A person. Devices are actors too, by their keys.

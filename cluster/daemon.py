@@ -6,6 +6,7 @@
     heartbeat   says every 2 s that this device is alive
     deliverer   tells webhooks of what was committed (cluster/deliver.py)
     recorder    writes down once a minute how this device does
+    disk space  says how much of its disk is free
 
 A clean stop lets commits under way finish, refuses new work, and says "stopped", so that nobody waits for it.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NoReturn
 
-from cluster import embedded, failing, heal, history, leftovers, logs, removed, upkeep
+from cluster import embedded, failing, heal, history, leftovers, logs, removed, space, upkeep
 from cluster.config import Config
 from cluster.deliver import Deliverer
 from cluster.disk import FileLock
@@ -169,6 +170,7 @@ class Keeper:
             Thread(target=self._beat, name="heartbeat", daemon=True),
             Thread(target=self._listen, name="listener", daemon=True),
         ]
+        self._threads.append(Thread(target=space.watch, args=(node, stop), name="disk space", daemon=True))
         if memory := node.memory:
             memory.look()
             self._threads.append(Thread(target=memory.watch, args=(stop,), name="memory", daemon=True))

@@ -225,6 +225,7 @@ class Device:
 
     silent_for: seconds since its daemon last said that it is alive, by the database's clock; None: never.
     zone: what it shares with the devices that would fail together with it (a rack, a site), or "".
+    disk_total, disk_free: bytes of the file system of its repositories, as its daemon said last; None: it has not.
     """
 
     id: int
@@ -238,6 +239,8 @@ class Device:
     silent_for: float | None
     stopped: bool
     zone: str = ""
+    disk_total: int | None = None
+    disk_free: int | None = None
 
     OFFLINE_AFTER = 10.0
     """Seconds without a heartbeat (one every 2 s) after which a device counts as offline."""

@@ -214,16 +214,19 @@ def _git(request: Request, serve: Callable[[], int]) -> int:
 
 def _logged(what: str, of: Mapping[str, object], actor: Actor, address: str, serve: Callable[[], int]) -> int:
     """Serve, and leave one line about it."""
-    begun, outcome, why = time.monotonic(), "failed", None
+    begun, outcome, why, level = time.monotonic(), "failed", None, logging.INFO
     try:
         code = serve()
         outcome = str(code)
         return code
     except ClusterError as error:
         why = error.what
+        if actor.kind is ActorKind.ANONYMOUS and isinstance(error, Refused):
+            level = logging.DEBUG  # how each of Git's requests over HTTP begins: it is asked for a token then
         raise
     finally:
-        _log.info(
+        _log.log(
+            level,
             "%s",
             what,
             extra=logs.fields(

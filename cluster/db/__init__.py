@@ -14,6 +14,7 @@ from __future__ import annotations
 from cluster.db.condition import Alike, Condition, Server
 from cluster.db.devices import Devices
 from cluster.db.feed import Change, Feed
+from cluster.db.glance import Count, Glances, Group, Happened, Lag, Piece
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
@@ -49,6 +50,7 @@ class Database(
     Condition,
     Overview,
     Measurements,
+    Glances,
 ):
     """The cluster's PostgreSQL."""
 
@@ -64,12 +66,17 @@ __all__ = [
     "Connection",
     "CopiesThen",
     "Copy",
+    "Count",
     "Database",
+    "Group",
+    "Happened",
+    "Lag",
     "Lease",
     "Listed",
     "LockHolder",
     "Minute",
     "OwnKey",
+    "Piece",
     "Presence",
     "Recollection",
     "Server",

@@ -122,6 +122,14 @@ class Devices(Connections):
         if not removed:
             raise NotFound(f"there is no device {name}", hint="`git-cluster device list` shows them")
 
+    def set_disk(self, device: str, total: int, free: int) -> None:
+        """Bytes of the file system of its repositories."""
+        self._write(
+            """update device set disk_total = %(total)s, disk_free = %(free)s
+                where name = %(device)s and (disk_total, disk_free) is distinct from (%(total)s, %(free)s)""",
+            {"device": device, "total": total, "free": free},
+        )
+
     def heartbeat(self, device: str, *, stopped: bool = False, gap: float = Device.OFFLINE_AFTER) -> None:
         """Say that a device is alive. After a gap of so many seconds it counts as up from now on: while it, or this
         database, was away, it could not see the others' heartbeats either, so it watches them anew before it fences."""

@@ -137,8 +137,8 @@ class Repositories(Connections):
                     where id = %(id)s and frozen is distinct from %(reason)s::text returning id, version)
                insert into event (repository_id, version, kind, device, what)
                select id, version, case when %(reason)s::text is null then 'thaw' else 'freeze' end::event_kind,
-                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s
-                 from turned returning 1""",
+                      %(device)s, coalesce(%(reason)s::text, 'the freeze is ended') || %(by)s from turned
+               returning 1""",
             {"id": repository_id, "reason": reason, "device": device, "by": f" (by {by})" if by else ""},
         )
         if noted:
@@ -193,16 +193,6 @@ class Repositories(Connections):
     def snapshots(self) -> list[Snapshot]:
         """Every repository, by name."""
         rows = self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name")
-        by_repository: dict[int, list[Row]] = {}
-        for row in rows:
-            by_repository.setdefault(row["p_id"], []).append(row)
-        return [snapshot_from(group) for group in by_repository.values()]
-
-    def snapshots_of(self, names: Sequence[str]) -> list[Snapshot]:
-        """Those of `names` that there are, by name."""
-        rows = self._read(
-            SNAPSHOT + " where p.name = any(%(names)s) order by p.name, d.name", {"names": list(names)}
-        )
         by_repository: dict[int, list[Row]] = {}
         for row in rows:
             by_repository.setdefault(row["p_id"], []).append(row)

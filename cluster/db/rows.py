@@ -40,6 +40,8 @@ def device_of(row: Row, prefix: str) -> Device:
         silent_for=row[prefix + "silent_for"],
         stopped=row[prefix + "stopped"],
         zone=row[prefix + "zone"],
+        disk_total=row.get(prefix + "disk_total"),
+        disk_free=row.get(prefix + "disk_free"),
     )
 
 

@@ -86,6 +86,7 @@ alter table replica add column moves_to bigint references device on delete set n
 create index replica_moves_to on replica (moves_to) where moves_to is not null;
 """,
     3: """
+alter table device add column disk_total bigint, add column disk_free bigint;
 create table token (
     id             bigint generated always as identity primary key,
     digest         bytea not null unique check (length(digest) = 32),

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from cluster.endpoint import unforeseen
 from cluster.errors import ClusterError, NotFound
-from cluster.http import archive, events, health, metrics
+from cluster.http import archive, events, health, metrics, pages
 from cluster.http.answers import in_json, in_words
 from cluster.http.api import app as api
 from cluster.http.git import Git, asked, realm
@@ -37,6 +37,7 @@ def routes(site: Site) -> list[BaseRoute]:
         *metrics.routes(site),
         *events.routes(site),
         *api.routes(site),  # after what has routes of its own below its prefix
+        *pages.routes(site),
     ]
 
 
@@ -46,7 +47,7 @@ class App:
     def __init__(self, site: Site) -> None:
         self._site, self._git, self._archives = site, Git(site), archive.Archives(site)
         self._pages = Starlette(
-            routes=[*routes(site), Route("/", _home)],
+            routes=[*routes(site), Route("/", _home), pages.to_page()],
             exception_handlers={
                 ClusterError: self._told,
                 HTTPException: self._told_plainly,
