@@ -421,16 +421,18 @@ def test_a_sha256_repository(devices: Cluster) -> None:
     devices.converge("team/sha256")
 
 
-def test_ten_thousand_refs(app: Project) -> None:
+def test_ten_thousand_refs(app: Project, endpoint: str) -> None:
+    """Over one endpoint: what takes long is the same behind all of them."""
+    count = 10_000 if endpoint == "built-in" else 1_000
     oid = app.git("rev-parse", "HEAD")
-    lines = "".join(f"create refs/heads/b/{n:05d} {oid}\n" for n in range(10_000)).encode()
+    lines = "".join(f"create refs/heads/b/{n:05d} {oid}\n" for n in range(count)).encode()
     subprocess.run(["git", "update-ref", "--stdin"], input=lines, cwd=app.work, check=True)
     app.pushed("a", "--quiet", "refs/heads/*:refs/heads/*")
     app.commit("one more")
     app.pushed("b", "main")
-    assert len(app.log()[0].refs) == 10_001
+    assert len(app.log()[0].refs) == count + 1
     assert [u.ref for u in app.log()[1].refs] == ["refs/heads/main"]
-    assert len(app.refs("c")) == 10_002
+    assert len(app.refs("c")) == count + 2
     clone = app.clone("c")
     assert app.git("rev-parse", "HEAD", cwd=clone) == app.git("rev-parse", "HEAD")
     app.pushed(

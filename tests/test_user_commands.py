@@ -226,14 +226,16 @@ def test_info(anna: Person, team: str) -> None:
         state = cluster.db.device(
             name
         ).state  # without its daemon a device counts as offline, whatever a hook answers
-        assert [name, state, device.url, "-"] in [line.split() for line in text.splitlines()]
+        assert [name, state, device.url, device.http_url or "-"] in [
+            line.split() for line in text.splitlines()
+        ]
     assert anna.read("info") == {
         "cluster": "demo",
         "version": program.__version__,
         "device": "a",
         "user": anna.name,
         "devices": [
-            {"name": name, "ssh": device.url, "http": None, "state": cluster.db.device(name).state}
+            {"name": name, "ssh": device.url, "http": device.http_url, "state": cluster.db.device(name).state}
             for name, device in cluster.devices.items()
         ],
         "repositories": {"read": 3, "write": 1, "admin": 0, "here": 2},
