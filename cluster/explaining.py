@@ -62,7 +62,7 @@ def explain(db: Database, actor: str, repository: str, ref: str | None = None) -
 
 def user_row(db: Database, name: str) -> dict[str, Any]:
     """A row of `users`. NotFound."""
-    for row in db.users():
-        if row["name"] == name:
-            return row
-    raise NotFound(f"there is no user {name}", hint="`git-cluster user list` shows them")
+    rows = db.users(only=name)
+    if not rows:
+        raise NotFound(f"there is no user {name}", hint="`git-cluster user list` shows them")
+    return rows[0]

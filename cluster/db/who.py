@@ -115,11 +115,14 @@ class Who(Connections):
         with unique(f"there is a user {name} already", "list them with `git-cluster user list`"):
             self._write("insert into actor (name) values (%(name)s)", {"name": name})
 
-    def users(self) -> list[Row]:
-        """name, created_at, disabled_at and number of keys of each user."""
+    def users(self, *, only: str | None = None, after: str = "", limit: int | None = None) -> list[Row]:
+        """name, created_at, disabled_at and number of keys of each user, by name: of one, or so many behind one."""
         return self._read(
-            """select a.name, a.created_at, a.disabled_at, count(k.fingerprint) as keys
-                 from actor a left join key k on k.actor_id = a.id group by a.id order by a.name"""
+            """select a.name, a.created_at, a.disabled_at,
+                      (select count(*) from key k where k.actor_id = a.id) as keys
+                 from actor a where a.name > %(after)s and (%(only)s::text is null or a.name = %(only)s)
+                order by a.name limit %(limit)s""",
+            {"only": only, "after": after, "limit": limit},
         )
 
     def disable_user(self, name: str) -> None:

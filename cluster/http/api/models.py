@@ -354,6 +354,13 @@ class User(Answer):
     disabled_at: datetime | None
 
 
+class Users(Answer):
+    """next: give it as `after` for what follows; null: that is all."""
+
+    users: list[User]
+    next: str | None
+
+
 class UserChange(Body):
     disabled: bool
 
@@ -362,6 +369,13 @@ class Group(Answer):
     name: str
     members: list[str]
     created_at: datetime
+
+
+class Groups(Answer):
+    """next: give it as `after` for what follows; null: that is all."""
+
+    groups: list[Group]
+    next: str | None
 
 
 class NewKey(Body):
@@ -425,6 +439,13 @@ class Grant(Answer):
     pattern: str
 
 
+class Grants(Answer):
+    """next: give it as `after` for what follows; null: that is all."""
+
+    grants: list[Grant]
+    next: str | None
+
+
 class RefRule(Body):
     may: list[Literal["create", "push", "force", "delete"]] = Field(
         max_length=4, description="this, and nothing else"
@@ -436,6 +457,13 @@ class Rule(Answer):
     pattern: str
     ref: str
     may: list[str]
+
+
+class Rules(Answer):
+    """next: give it as `after` for what follows; null: that is all."""
+
+    rules: list[Rule]
+    next: str | None
 
 
 class PlacementCopies(Body):

@@ -15,6 +15,7 @@ from cluster.errors import Exists, NotFound
 from cluster.explaining import user_row
 from cluster.http.api import models
 from cluster.http.api.asking import Administrator, Asker, User
+from cluster.http.api.paging import After, Limit, page
 from cluster.status import timestamp
 
 router = APIRouter(tags=["people"])
@@ -35,9 +36,14 @@ def _whose(asker: Asker, user: str | None) -> str:
 # Users
 
 
-@router.get("/users", response_model=list[models.User])
-async def users(asker: Administrator) -> Any:
-    return await asker.ask(lambda: [documents.user(row) for row in asker.db.users()])
+@router.get("/users", response_model=models.Users)
+async def users(asker: Administrator, limit: Limit = 100, after: After = None) -> Any:
+    def look() -> Any:
+        found = asker.db.users(after=after or "", limit=limit + 1)
+        shown = [documents.user(row) for row in found[:limit]]
+        return {"users": shown, "next": shown[-1]["name"] if len(found) > limit else None}
+
+    return await asker.ask(look)
 
 
 @router.get("/users/{user}", response_model=models.User)
@@ -88,9 +94,18 @@ def _group(asker: Asker, name: str) -> dict[str, Any]:
     raise NotFound(f"there is no group @{name}", hint="`git-cluster group list` shows them")
 
 
-@router.get("/groups", response_model=list[models.Group])
-async def groups(asker: Administrator) -> Any:
-    return await asker.ask(lambda: [documents.group(row) for row in asker.db.groups()])
+@router.get("/groups", response_model=models.Groups)
+async def groups(asker: Administrator, limit: Limit = 100, after: After = None) -> Any:
+    return await asker.ask(
+        lambda: page(
+            asker.db.groups(),
+            "groups",
+            lambda row: str(row["name"]),
+            documents.group,
+            limit=limit,
+            after=after,
+        )
+    )
 
 
 @router.put("/groups/{group}", response_model=models.Group, responses={201: {"model": models.Group}})

@@ -13,6 +13,7 @@ from cluster import access, acting, creating, documents, moving, placement
 from cluster.errors import Exists, NotFound, Refused, UsageError
 from cluster.http.api import models
 from cluster.http.api.asking import FOR_ANYBODY, Administrator, Anybody, Asker, User
+from cluster.http.api.paging import Limit
 from cluster.model import HEAD, Level, Snapshot, WhenShort
 from cluster.status import entries, observe
 from cluster.visible import PAGE, visible
@@ -22,13 +23,11 @@ router = APIRouter(tags=["repositories"])
 MOST_SCANNED = 5 * PAGE
 """Repositories that are looked at for one page; where few of them fit, the page is short and says where to go on."""
 
-LIMIT = Query(ge=1, le=1000)
-
 
 @router.get("/repositories", response_model=models.Repositories, openapi_extra=FOR_ANYBODY)
 async def repositories(
     asker: Anybody,
-    limit: Annotated[int, LIMIT] = 100,
+    limit: Limit = 100,
     after: Annotated[models.Name | None, Query(description="`next` of the page before")] = None,
     search: Annotated[models.Part | None, Query(description="a part of the name")] = None,
     state: Annotated[models.RepositoryState | None, Query()] = None,
@@ -224,7 +223,7 @@ def _place(asker: Asker, name: str, body: models.Placement) -> dict[str, Any]:
 async def log(
     asker: Anybody,
     name: models.Name,
-    limit: Annotated[int, LIMIT] = 50,
+    limit: Limit = 50,
     before: Annotated[
         int | None, Query(ge=1, le=models.MOST, description="`next` of the page before")
     ] = None,
@@ -253,7 +252,7 @@ async def log(
 async def history(
     asker: User,
     name: models.Name,
-    limit: Annotated[int, LIMIT] = 50,
+    limit: Limit = 50,
     since: Annotated[int, Query(ge=0, le=models.MOST, description="a version")] = 0,
     until: Annotated[int | None, Query(ge=0, le=models.MOST, description="a version")] = None,
 ) -> Any:

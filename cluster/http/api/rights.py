@@ -12,6 +12,7 @@ from cluster.errors import NotFound, Refused, UsageError
 from cluster.explaining import explain
 from cluster.http.api import models
 from cluster.http.api.asking import Administrator, Asker, User
+from cluster.http.api.paging import After, Limit, page
 from cluster.model import Grant, Level, PlacementRule, RefAction, RefRule
 
 router = APIRouter(tags=["rights"])
@@ -24,8 +25,13 @@ def _to(actor: str) -> str | None:
 # Grants
 
 
-@router.get("/grants", response_model=list[models.Grant])
-async def grants(asker: User, actor: Annotated[models.ActorName | None, Query()] = None) -> Any:
+@router.get("/grants", response_model=models.Grants)
+async def grants(
+    asker: User,
+    actor: Annotated[models.ActorName | None, Query()] = None,
+    limit: Limit = 100,
+    after: After = None,
+) -> Any:
     """All grants, to an administrator; to others those that concern them.
 
     actor: those that concern one user; those to one @group; those to everyone.
@@ -40,7 +46,7 @@ async def grants(asker: User, actor: Annotated[models.ActorName | None, Query()]
             found = [grant for grant in asker.db.grants() if actor in (None, grant.actor or EVERYONE)]
         else:
             found = asker.db.grants(actor)
-        return [documents.grant(grant) for grant in found]
+        return page(found, "grants", _key_of_grant, documents.grant, limit=limit, after=after)
 
     return await asker.ask(look)
 
@@ -61,16 +67,24 @@ async def revoke(asker: Administrator, actor: models.ActorName, pattern: models.
     await asker.ask(lambda: asker.db.revoke(_to(actor), pattern))
 
 
+def _key_of_grant(grant: Grant) -> str:
+    return f"{grant.actor or EVERYONE} {grant.pattern}"
+
+
 # Rules
 
 
-@router.get("/rules", response_model=list[models.Rule])
-async def rules(asker: User) -> Any:
+def _key_of_rule(rule: RefRule) -> str:
+    return f"{rule.pattern} {rule.ref_pattern} {rule.actor or EVERYONE}"
+
+
+@router.get("/rules", response_model=models.Rules)
+async def rules(asker: User, limit: Limit = 100, after: After = None) -> Any:
     """All rules on refs, to an administrator; to others those that concern them."""
 
     def look() -> Any:
         found = asker.db.rules(None if asker.administers() else asker.actor.name)
-        return [documents.rule(rule) for rule in found]
+        return page(found, "rules", _key_of_rule, documents.rule, limit=limit, after=after)
 
     return await asker.ask(look)
 
