@@ -1,7 +1,8 @@
 """Whether a form was sent by a page of ours, and not by another site in the name of whoever looks at that.
 
 Each form brings a token that only our page could read, and the browser says where the form stood. Both have to be
-right; a browser too old to say is let by with the token, and the cookie of a session is SameSite=Strict besides.
+right; a browser too old to say is let by with the token, and the cookie of a session is SameSite=Lax besides: it comes
+along where a link leads here, and not with a form of another site.
 """
 
 from __future__ import annotations

@@ -84,5 +84,5 @@ def _set(response: Response, request: Request, name: str, value: str, seconds: i
         path=path,
         secure=request.url.scheme == "https",
         httponly=True,
-        samesite="strict",
+        samesite="lax",  # a link in an alert leads to the page as one is signed in; forms have their token
     )
