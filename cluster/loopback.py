@@ -11,12 +11,14 @@ its own, on a loopback port; the database is PostgreSQL; the client is stock Git
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -295,8 +297,15 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+PORTS = range(10_000, 32_000)
+"""Below the ports that systems give to connections that go out, which come and go between a look and a start."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody listens on now."""
+    for _ in range(1000):
+        port = PORTS[secrets.randbelow(len(PORTS))]
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ClusterError("no port is free on this machine", hint="end what listens on so many")
