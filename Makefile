@@ -33,8 +33,8 @@ lint: $(STAMP)  ## ruff, mypy --strict, import-linter (all of them, then fails i
 	$(BIN)/lint-imports --no-logo || status=1; \
 	exit $$status
 
-bench: system-packages $(STAMP)  ## measure against plain OpenSSH and git
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: system-packages $(STAMP)  ## measure against plain OpenSSH and git (ONLY=word for some rows)
+	@$(BIN)/python -m tests.bench $(if $(ONLY),--only "$(ONLY)") $(ARGS)
 
 torture: system-packages $(STAMP)  ## the whole fault matrix, then a long random run (ARGS="--seed N --operations N")
 	@status=0; \
