@@ -64,6 +64,19 @@ def dial(url: str) -> socket.socket:
     return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENCE)
 
 
+def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
+    """Of its first piece, which some systems delay by 40 ms: as the kernel has it of the accepted socket."""
+    server = HttpServer(HttpSection(Address("127.0.0.1", 0)), tell, grace=2.0, finish=1.0)
+    bound = server.start()
+    with httpx.Client() as client:
+        assert client.get(f"http://127.0.0.1:{bound.port}/").status_code == 200
+        (connection,) = server._server.server_state.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    server.stop_accepting()
+    server.close(10.0)
+
+
 def test_headers_of_security_are_on_every_answer(url: str) -> None:
     for path in ("/", "/-/x", "/x/y"):
         headers = httpx.get(url + path).headers
