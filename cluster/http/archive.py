@@ -5,7 +5,6 @@ Git makes them (cluster/archive.py), here or on a device that has the repository
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,21 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import anyio.to_thread
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 
 from cluster.archive import MOST_REF, Wanted
 from cluster.endpoint import unforeseen
-from cluster.errors import ClientGone, ClusterError, DatabaseUnavailable, NotFound, PeerFailed, Refused
+from cluster.errors import ClientGone, ClusterError, NotFound, PeerFailed, Refused
 from cluster.http.answers import in_words
 from cluster.http.connection import ABORT
-from cluster.http.git import FINISH, realm, who_are_you
+from cluster.http.git import asks_for_a_token, realm
 from cluster.http.git_client import HttpClient
 from cluster.http.guard import LOGGED
 from cluster.http.site import Site
-from cluster.http.who import GET_ONE, Unauthenticated, address_of
-from cluster.model import ActorKind, Exchange, Request, Service
+from cluster.http.who import address_of
+from cluster.model import Exchange, Request, Service
 from cluster.names import repository_name, shown
 
 TYPES = {
@@ -111,24 +109,9 @@ class Archives:
         wanted = Wanted(TYPES[ask.suffix][0], f"{ask.stem}/", ask.ref, unless)
         client = _Client(receive, send, scope["extensions"][ABORT], wanted.said(), _headers(ask))
         scope["extensions"][LOGGED] = True
-        feed, drain = asyncio.create_task(client.feed()), asyncio.create_task(client.drain())
-        try:
-            answer = await anyio.to_thread.run_sync(
-                self._serve, ask, request, client, there, limiter=self._site.sessions, abandon_on_cancel=True
-            )
-            if answer is not None:
-                feed.cancel()
-                await answer(scope, receive, send)
-                return
-            client.seal()
-            async with asyncio.timeout(FINISH):
-                await drain
-                await client.end()
-        except TimeoutError:
-            client.hang_up()
-        finally:
-            feed.cancel()
-            drain.cancel()
+        answer = await client.carry(lambda: self._serve(ask, request, client, there), self._site.sessions)
+        if answer is not None:
+            await answer(scope, receive, send)
 
     def _serve(self, ask: Ask, request: Request, client: _Client, there: tuple[str, ...]) -> Response | None:
         """In a thread: the session. What to answer where it has not begun to."""
@@ -163,11 +146,8 @@ class Archives:
         return None
 
     def _refusal(self, request: Request, error: ClusterError) -> Response:
-        if request.actor.kind is ActorKind.ANONYMOUS and not isinstance(error, _NoSuchRef):
-            if isinstance(error, Refused):
-                error = Unauthenticated(who_are_you(request, error), hint=GET_ONE)
-            elif isinstance(error, DatabaseUnavailable) and self._site.node.memory is not None:
-                error = Unauthenticated(error.what, hint=error.hint)  # a token may be remembered
+        if not isinstance(error, _NoSuchRef):
+            error = asks_for_a_token(self._site, request, error)
         return in_words(error, realm(self._site))
 
 

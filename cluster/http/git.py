@@ -12,7 +12,6 @@ Git shows that, which is at its first request; later ERR, the third side-band, o
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -20,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import anyio.to_thread
 from dulwich.protocol import pkt_line
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -44,9 +42,6 @@ MOST_NEGOTIATION = 64 << 20
 MOST_REMEMBERED = 1000
 REMEMBERED = 60.0
 """Clients, and seconds, for which lines are kept that an answer had no place for."""
-
-FINISH = 30.0
-"""Seconds in which a client has to take the last bytes of an answer, once its session has ended."""
 
 SERVICES = {service.value: service for service in Service}
 
@@ -152,25 +147,11 @@ class Git:
         scope["extensions"][LOGGED] = True
         for line in self._unsaid.take(person):
             client.say(line)
-        feed, drain = asyncio.create_task(client.feed()), asyncio.create_task(client.drain())
-        try:
-            refusal = await anyio.to_thread.run_sync(
-                self._serve, request, client, limiter=self._site.sessions, abandon_on_cancel=True
-            )
-            if refusal is not None:
-                feed.cancel()
-                await refusal(scope, receive, send)
-                return
-            client.seal()
-            async with asyncio.timeout(FINISH):
-                await drain
-                await client.end()
+        refusal = await client.carry(lambda: self._serve(request, client), self._site.sessions)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+        else:
             self._unsaid.keep(person, client.unsaid())
-        except TimeoutError:
-            client.hang_up()
-        finally:
-            feed.cancel()
-            drain.cancel()
 
     def _serve(self, request: Request, client: HttpClient) -> Response | None:
         """In a thread: the session. What to answer where it has not begun to, and went wrong."""
@@ -203,12 +184,7 @@ class Git:
 
     def _refusal(self, request: Request, client: HttpClient, error: ClusterError) -> Response:
         """No, in the words that the request's kind of answer has for it."""
-        actor = request.actor
-        if actor.kind is ActorKind.ANONYMOUS:
-            if isinstance(error, Refused):
-                error = Unauthenticated(who_are_you(request, error), hint=GET_ONE)
-            elif isinstance(error, DatabaseUnavailable) and self._site.node.memory is not None:
-                error = Unauthenticated(error.what, hint=error.hint)  # a token may be remembered
+        error = asks_for_a_token(self._site, request, error)
         if request.exchange is Exchange.ADVERTISEMENT or isinstance(error, Unauthenticated | UsageError):
             return self._in_words(error)
         body = _pushed(error, client) if request.service.writes else _error_packet(error)
@@ -225,7 +201,17 @@ def realm(site: Site) -> str:
     return "git-cluster " + "".join(c for c in site.node.cluster if c.isalnum() or c in " ._-")
 
 
-def who_are_you(request: Request, error: Refused) -> str:
+def asks_for_a_token(site: Site, request: Request, error: ClusterError) -> ClusterError:
+    """The error itself, or for somebody anonymous, whom a token would help, that there is none."""
+    if request.actor.kind is ActorKind.ANONYMOUS:
+        if isinstance(error, Refused):
+            return Unauthenticated(_who_are_you(request, error), hint=GET_ONE)
+        if isinstance(error, DatabaseUnavailable) and site.node.memory is not None:
+            return Unauthenticated(error.what, hint=error.hint)  # a token may be remembered
+    return error
+
+
+def _who_are_you(request: Request, error: Refused) -> str:
     """The same for a repository that is not there and for one that is closed."""
     if isinstance(error, NotFound) or not request.service.writes:
         return f"there is no {request.repository} that everyone may read"

@@ -19,7 +19,10 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from threading import Condition
-from typing import Any
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
 
 from cluster.client import CHUNK, PREFIX, write_all
 from cluster.errors import ClientGone
@@ -31,12 +34,16 @@ MOST = 1 << 20
 PIECE = 256 * 1024
 """Bytes of a response that are handed to the server at once, at the most."""
 
+FINISH = 30.0
+"""Seconds in which a client has to take the last bytes of an answer, once its session has ended."""
+
 MOST_HEAD = 64 * 1024
 MOST_WORDS = 4096
 """Bytes that are remembered of how a body begins, and of what Git says on its standard error."""
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Receive = Callable[[], Any]
 Send = Callable[[Mapping[str, Any]], Any]
 
@@ -213,6 +220,27 @@ class HttpClient:
             _log.debug("the server's loop has ended")
 
     # ------------------------------------------------------------------------------------- the server's side
+
+    async def carry(self, serve: Callable[[], T | None], limiter: anyio.CapacityLimiter) -> T | None:
+        """Run `serve` in a thread, which reads and writes, until the client has its whole answer or is gone.
+
+        What `serve` returns is to be answered instead: it has written nothing.
+        """
+        feed, drain = asyncio.create_task(self.feed()), asyncio.create_task(self.drain())
+        try:
+            instead = await anyio.to_thread.run_sync(serve, limiter=limiter, abandon_on_cancel=True)
+            if instead is not None:
+                return instead
+            self.seal()
+            async with asyncio.timeout(FINISH):
+                await drain
+                await self.end()
+        except TimeoutError:
+            self.hang_up()
+        finally:
+            feed.cancel()
+            drain.cancel()
+        return None
 
     async def feed(self) -> None:
         """Take in the body as it is read, then notice when the client leaves. Until it is cancelled."""
