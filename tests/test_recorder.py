@@ -254,7 +254,7 @@ def copies(db: Database) -> Database:
 
 
 def had(db: Database, number: int) -> list[tuple[int, int]]:
-    return [(each.copies, each.wanted) for each in db.copies_of(number)]
+    return [(each.copies, each.wanted) for each in db.copies_over_time(number, limit=10_000)[::-1]]
 
 
 def test_copies_are_noted_where_their_number_changes(copies: Database) -> None:
@@ -304,7 +304,7 @@ def test_copies_are_kept_for_a_while(copies: Database) -> None:
     sql(db, "update copies set copies = 1 where repository_id = %s", still)
     first = db.look_at_copies("a", datetime.now(UTC) - timedelta(minutes=1), ())
     assert first is not None
-    kept = db.copies_of(one)
+    kept = db.copies_over_time(one, limit=10_000)[::-1]
     assert len(kept) == MOST_COPIES and kept[-1].copies == 1
     db.look_at_copies("a", None, ())
-    assert len(db.copies_of(still)) == 1, "the newest row stays, however old"
+    assert len(db.copies_over_time(still, limit=10_000)) == 1, "the newest row stays, however old"

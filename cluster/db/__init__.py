@@ -18,7 +18,7 @@ from cluster.db.glance import Count, Glances, Group, Happened, Lag, Piece
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
-from cluster.db.measurements import Bucket, CopiesThen, Measurements, Minute
+from cluster.db.measurements import Bucket, Measurements, Minute
 from cluster.db.overview import STATES, Backlog, Behind, Overview, Presence, Stuck
 from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.placing import Placing
@@ -64,7 +64,6 @@ __all__ = [
     "Bucket",
     "Change",
     "Connection",
-    "CopiesThen",
     "Copy",
     "Count",
     "Database",

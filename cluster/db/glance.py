@@ -14,7 +14,7 @@ from typing import LiteralString
 from cluster.db.connections import Connections
 from cluster.db.own import like
 from cluster.db.repositories import SNAPSHOT
-from cluster.db.rows import Row, event_of, log_entry_of, snapshot_from
+from cluster.db.rows import event_of, log_entry_of, snapshots_from
 from cluster.errors import NotFound
 from cluster.model import Event, LogEntry, RefUpdate, Snapshot
 
@@ -162,10 +162,7 @@ class Glances(Connections):
         rows = self._read(
             SNAPSHOT + " where p.name = any(%(names)s) order by p.name, d.name", {"names": list(names)}
         )
-        grouped: dict[str, list[Row]] = {}
-        for row in rows:
-            grouped.setdefault(row["p_name"], []).append(row)
-        return [snapshot_from(group) for group in grouped.values()]
+        return snapshots_from(rows)
 
     def log_page(
         self, repository_id: int, *, before: int | None, limit: int, most_refs: int

@@ -60,15 +60,6 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class CopiesThen:
-    """From `at` on a repository had so many trusted copies of the newest version, and was placed on so many devices."""
-
-    at: datetime
-    copies: int
-    wanted: int
-
-
-@dataclass(frozen=True, slots=True)
 class CopiesLook:
     """at: when, by the database's clock. short: repositories that have fewer copies than wanted, for the next look."""
 
@@ -209,11 +200,3 @@ class Measurements(Connections):
         looked = set(wanted)
         left = [id for id in short if id not in looked]
         return CopiesLook(row["at"], (*left, *again))
-
-    def copies_of(self, repository_id: int) -> list[CopiesThen]:
-        """How many copies a repository had, oldest first."""
-        rows = self._read(
-            "select at, copies, wanted from copies where repository_id = %(id)s order by at",
-            {"id": repository_id},
-        )
-        return [CopiesThen(**row) for row in rows]

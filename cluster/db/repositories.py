@@ -7,7 +7,7 @@ from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
 from cluster.db.placing import lock_placement, place_on
-from cluster.db.rows import Row, snapshot_from
+from cluster.db.rows import snapshot_from, snapshots_from
 from cluster.db.who import STILL_PROVEN, key_gone, proof_of
 from cluster.errors import NotFound
 from cluster.model import (
@@ -192,11 +192,7 @@ class Repositories(Connections):
 
     def snapshots(self) -> list[Snapshot]:
         """Every repository, by name."""
-        rows = self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name")
-        by_repository: dict[int, list[Row]] = {}
-        for row in rows:
-            by_repository.setdefault(row["p_id"], []).append(row)
-        return [snapshot_from(group) for group in by_repository.values()]
+        return snapshots_from(self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name"))
 
 
 _SNAPSHOT_COLUMNS: LiteralString = """

@@ -103,6 +103,14 @@ def snapshot_from(rows: list[Row]) -> Snapshot:
     )
 
 
+def snapshots_from(rows: list[Row]) -> list[Snapshot]:
+    """Of each repository that there are rows of, in their order."""
+    grouped: dict[int, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["p_id"], []).append(row)
+    return [snapshot_from(group) for group in grouped.values()]
+
+
 def log_entry_of(row: Row, refs: tuple[RefUpdate, ...]) -> LogEntry:
     return LogEntry(
         version=row["version"],
