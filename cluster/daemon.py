@@ -1,6 +1,7 @@
 """`git-cluster serve`: one device at work.
 
-    endpoints   answer clients, peers and operators (cluster/ssh.py; cluster/openssh.py behind an sshd; cluster/http/)
+    endpoints   answer clients, peers and operators (cluster/ssh.py; cluster/openssh.py behind an sshd; cluster/http/),
+                in this process, or in workers of its own (cluster/crew.py)
     listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
     workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
     heartbeat   says every 2 s that this device is alive
@@ -27,20 +28,17 @@ from typing import NoReturn
 
 from cluster import embedded, failing, heal, history, leftovers, logs, removed, space, upkeep
 from cluster.config import Config
+from cluster.crew import Crew
 from cluster.deliver import Deliverer
 from cluster.disk import FileLock
+from cluster.endpoints import Endpoints, Sockets
 from cluster.errors import ClusterError, ConfigError, DatabaseUnavailable, DiskFailed, NotFound, Refused
-from cluster.http.app import App
-from cluster.http.server import HttpServer
-from cluster.http.site import open_site
 from cluster.meters import Meters
 from cluster.model import Device
 from cluster.node import Node
 from cluster.opening import HEARTBEAT, SERVE_LOCK, open_node
-from cluster.openssh import HookServer
 from cluster.recorder import Recorder
-from cluster.requests import Requests
-from cluster.ssh import SshServer
+from cluster.sharing import Shared
 from cluster.sync import catch_up
 
 _log = logging.getLogger(__name__)
@@ -48,8 +46,8 @@ _log = logging.getLogger(__name__)
 SYNCS = 4
 """Replicas that are synced at the same time."""
 
-GRACE = 10.0
-"""Seconds for requests under way at a clean stop. A commit takes milliseconds; a slow client is not waited for."""
+WAIT = 3.0
+"""Seconds for the workers of a daemon that was killed to be gone; they go at once."""
 
 SWEEP = 60.0
 """Seconds between two looks for what a crash may have left: deleted repositories, staged refs of dead pushes."""
@@ -70,44 +68,26 @@ def run(config: Config) -> NoReturn:
         _log.info("ended %s database sessions of this device's former process", ended)
     keeper = Keeper(node, stop)
     recorder = Recorder(node.db, node.name, meters.tally, stop)
-    requests = Requests(node)
-    hooks = HookServer(node.store.run_directory(), requests)
-    servers: list[SshServer | HookServer | HttpServer] = [hooks]
-    hooks.start()
-    meters.connections["openssh"] = lambda: hooks.open
-    where = "SSH through OpenSSH's hooks"
-    if config.ssh is not None:
-        server = SshServer(config.ssh.listen, config.ssh.host_key, requests, node.limits)
-        servers.append(server)
-        meters.connections["ssh"] = lambda: server.open
-        where = "SSH on {} port {}".format(*server.start())
-    site = web = None
-    if config.http is not None:
-        site = open_site(node, requests, config.http)
-        web = HttpServer(config.http, App(site), grace=node.limits.login_grace, finish=GRACE)
-        servers.append(web)
-        meters.connections["http"] = lambda: web.open
-        where += " and HTTP{} on {} port {}".format("S" if config.http.certificate else "", *web.start())
-    keeper.start()
     deliverer = Deliverer(node, stop)
-    deliverer.start()
-    recorder.start()
+    sockets = Sockets.bind(config, node.store.run_directory())
+    clients = _who_answers(node, config, meters, alone)
+    clients.start(sockets)
+    for part in (keeper, deliverer, recorder):
+        part.start()
+    where = sockets.where(config)
     _log.info("device %s serves %s", node.name, where)
     print(f"git-cluster: device {node.name} serves {where}", flush=True)
-    while os.read(signals, 1)[0] == signal.SIGHUP and web is not None and web.renew():
+    while os.read(signals, 1)[0] == signal.SIGHUP and clients.renew():
         pass
-    if site is not None and config.http is not None:
-        site.stopping.set()
+    if config.http is not None:
+        clients.say_that_it_stops()
         select.select([signals], [], [], config.http.linger)  # a second signal ends the waiting
     stop.set()
     node.bell.ring()
     _log.info("device %s stops", node.name)
-    for endpoint in servers:
-        endpoint.stop_accepting()
+    clients.stop_accepting()
     node.background.stop()
-    until = time.monotonic() + GRACE
-    for endpoint in servers:
-        endpoint.close(max(0.0, until - time.monotonic()))
+    clients.close()
     deliverer.finish()
     recorder.finish()
     keeper.finish()
@@ -118,6 +98,14 @@ def run(config: Config) -> NoReturn:
     logging.shutdown()
     alone.close()
     os._exit(0)  # a sync of hours is not waited for: it resumes after the next start
+
+
+def _who_answers(node: Node, config: Config, meters: Meters, alone: FileLock) -> Crew | Endpoints:
+    """The daemon's workers; or itself, where one process is to do it. So it is with a fault, which stops a process."""
+    size = config.device.processes(os.cpu_count() or 1) if config.device and not node.faults.step else 1
+    if size > 1:
+        return Crew(size, node, config, meters, alone.fd)
+    return Endpoints(node, config, meters, Shared.own(node.limits, meters.tally))
 
 
 def _signals(*, renews: bool) -> int:
@@ -144,7 +132,7 @@ def _alone(data_dir: Path) -> FileLock:
             f"[device] data_dir cannot be written to: {error.strerror}",
             hint="it must belong to the user that runs git-cluster, and not be mounted read-only",
         ) from error
-    if not lock.try_acquire():
+    if not lock.acquire(WAIT):
         raise Refused(
             "another git-cluster serves from this data_dir already",
             hint="stop that one, or give this one a data_dir",
