@@ -27,7 +27,7 @@ ProxyWhen = Literal["absent", "behind"]
 Anonymous = Literal["refuse", "read"]
 MetricsFor = Literal["everyone", "administrators"]
 PrivateAddresses = Literal["refuse", "allow"]
-MOST_WORKERS = 8
+MOST_WORKERS = 4
 """Processes that answer clients, where the file does not say: each has its own connections to the database."""
 
 DEFAULT_HEAL: Heal = "auto"
