@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ MiB = 2**20
 
 @dataclass(frozen=True)
 class Side:
-    """One server with both repositories, by their URLs; and a folder for its clients."""
+    """One server with both repositories, by their URLs; and a folder for the clones of its clients."""
 
     name: str
     large: str
@@ -40,10 +41,14 @@ class Side:
 
 
 def large_commit(cluster: Cluster, work: Path, mebibytes: int) -> None:
-    """A commit with so much that cannot be compressed, which is not tried either."""
-    cluster.ok("config", "core.compression", "0", cwd=work)
-    for number in range(mebibytes // 4):
-        (work / f"data-{number}").write_bytes(os.urandom(4 * MiB))
+    """A commit with so much that cannot be compressed, which is not tried either.
+
+    More than a hundred objects: fewer would be stored one by one by the servers, and packed anew for each clone.
+    """
+    for key, value in (("core.compression", "0"), ("pack.window", "0")):
+        cluster.ok("config", key, value, cwd=work)
+    for number in range(2 * mebibytes):
+        (work / f"data-{number}").write_bytes(os.urandom(MiB // 2))
     cluster.commit(work, "large", note="large")
 
 
@@ -60,6 +65,10 @@ class Crowd:
         cluster.commit(work, "new", note="new")
         for url in small:
             cluster.ok("push", "-q", url, "HEAD:refs/heads/main", cwd=work)
+        # What clients keep is not what is measured, and hundreds of small files take some disks long to remove.
+        memory = Path("/dev/shm")
+        parent = memory if os.access(memory, os.W_OK) else cluster.directory
+        self._fetching = Path(tempfile.mkdtemp(prefix="git-cluster-bench-", dir=parent))
         servers = bench.servers_of(cluster), bench.theirs
         self.ours, self.theirs = (
             Side(name, large[n], small[n], servers[n], cluster.directory / name)
@@ -68,14 +77,18 @@ class Crowd:
 
     def prepare(self, fetches: int = FETCHES) -> None:
         """A new folder for each client that fetches, with what was there before the last push."""
+        shutil.rmtree(self._fetching)
         for side in (self.ours, self.theirs):
             shutil.rmtree(side.folder, ignore_errors=True)
             for number in range(fetches):
-                shutil.copytree(self.old, side.folder / f"fetch-{number}")
+                shutil.copytree(self.old, self._fetching / side.name / str(number))
+
+    def close(self) -> None:
+        shutil.rmtree(self._fetching, ignore_errors=True)
 
     def fetch(self, side: Side, number: int) -> None:
         """One commit, by a client that has not had it yet."""
-        client = side.folder / f"fetch-{number}"
+        client = self._fetching / side.name / str(number)
         self.cluster.ok("fetch", "-q", side.small, "main:main", cwd=client, timeout=300)
 
     def list(self, side: Side) -> None:

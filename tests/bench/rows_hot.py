@@ -19,8 +19,10 @@ from tests.bench.table import Row, percentile
 from tests.cluster_fixture import Cluster
 
 DEVICES = "abc"
-PUSHES = 32
-"""In one round of one side, whatever the number of clients."""
+TURNS = 2
+"""Pushes of each client in one round of one side."""
+
+WAIT, HOLD = "git_cluster_write_lock_wait_seconds", "git_cluster_write_lock_hold_seconds"
 
 HELD = ("clear", "settle", "intend", "apply", "commit", "mark")
 """The steps in which the write lock is held."""
@@ -42,7 +44,7 @@ def _hot(bench: Bench, cluster: Cluster, clients: int, copies: int) -> None:
         cluster.ok("push", "-q", url, "HEAD:refs/heads/main", cwd=work)
     cluster.converge(name)
     for client in range(clients):
-        cluster.ok("branch", _last(client, clients), cwd=work)
+        cluster.ok("branch", f"p{client}-{TURNS - 1}", cwd=work)
     rounds: tuple[list[list[float]], list[list[float]]] = ([], [])
     before = _figures(cluster)
 
@@ -50,7 +52,7 @@ def _hot(bench: Bench, cluster: Cluster, clients: int, copies: int) -> None:
         latencies: list[float] = []
 
         def client(number: int) -> None:
-            for turn in range(PUSHES // clients):
+            for turn in range(TURNS):
                 begun = time.perf_counter()
                 refs = f"refs/heads/p{number}-{turn}:refs/heads/client-{number}"
                 cluster.ok("push", "-q", urls[number % len(urls)], refs, cwd=work, timeout=120)
@@ -64,11 +66,13 @@ def _hot(bench: Bench, cluster: Cluster, clients: int, copies: int) -> None:
         return seconds
 
     def notes(row: Row) -> Mapping[str, str]:
-        ours, theirs = (PUSHES / statistics.median(side) if side else 0.0 for side in (row.ours, row.theirs))
+        ours, theirs = (
+            TURNS * clients / statistics.median(side) if side else 0.0 for side in (row.ours, row.theirs)
+        )
         return {"pushes a second": f"{ours:.1f} against {theirs:.1f}"}
 
     bench.compare(
-        f"{PUSHES} pushes by {clients} clients, min_copies {copies}",
+        f"{TURNS * clients} pushes by {clients} clients, min_copies {copies}",
         1.0,
         lambda: push_all([cluster.url(device, name) for device in DEVICES], rounds[0]),
         lambda: push_all([plain], rounds[1]),
@@ -86,21 +90,21 @@ def _latest(
 ) -> Row:
     """The last percentile of each round, of as many as both sides have; in the notes that of all, and the lock."""
     count = min(len(side) for side in rounds)
-    ours, theirs = (side[len(side) - count + 1 :] for side in rounds)  # the first does not count
+    ours, theirs = (side[1:count] for side in rounds)  # the first does not count
     every = [percentile([s for took in side for s in took], 0.99) for side in (ours, theirs)]
     moved = difference(_figures(cluster), before)
     steps = {step: mean(moved, "git_cluster_push_step_seconds", step=step) for step in HELD}
-    hold = "git_cluster_write_lock_hold_seconds"
     return Row(
         name,
-        None,
+        1.0,
         tuple(percentile(took, 0.99) for took in ours),
         tuple(percentile(took, 0.99) for took in theirs),
         notes={
             "99th percentile of all": f"{every[0] * 1000:.0f} ms against {every[1] * 1000:.0f} ms"
             f" ({every[0] / every[1]:.2f})",
-            "write lock held": f"mean {mean(moved, hold) * 1000:.1f} ms, median {quantile(moved, hold, 0.5) * 1000:.0f}"
-            f" ms, 99th percentile {quantile(moved, hold, 0.99) * 1000:.0f} ms",
+            "write lock waited for": f"mean {mean(moved, WAIT, result='got') * 1000:.0f} ms",
+            "write lock held": f"mean {mean(moved, HOLD) * 1000:.1f} ms, median {quantile(moved, HOLD, 0.5) * 1000:.0f}"
+            f" ms, 99th percentile {quantile(moved, HOLD, 0.99) * 1000:.0f} ms",
             "of which, in the mean": ", ".join(f"{step} {s * 1000:.1f} ms" for step, s in steps.items()),
         },
     )
@@ -115,9 +119,9 @@ def _commits(work: Path, clients: int) -> None:
     now = time.time_ns()
     lines = []
     for client in range(clients):
-        for turn in range(PUSHES // clients):
-            mark, text = client * PUSHES + turn + 1, f"{client} {turn} {now}\n"
-            parent = f":{mark - 1}" if turn else f"refs/heads/{_last(client, clients)}^0"
+        for turn in range(TURNS):
+            mark, text = client * TURNS + turn + 1, f"{client} {turn} {now}\n"
+            parent = f":{mark - 1}" if turn else f"refs/heads/p{client}-{TURNS - 1}^0"
             lines.append(
                 f"commit refs/heads/p{client}-{turn}\nmark :{mark}\n"
                 f"committer Bench <bench@example.com> {now // 10**9} +0000\ndata {len(text)}\n{text}"
@@ -125,10 +129,6 @@ def _commits(work: Path, clients: int) -> None:
             )
     stream = "\n".join(lines)
     subprocess.run(["git", "fast-import", "--quiet"], input=stream, text=True, check=True, cwd=work)
-
-
-def _last(client: int, clients: int) -> str:
-    return f"p{client}-{PUSHES // clients - 1}"
 
 
 ROWS = (hot_repository,)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from tests.bench.crowd import FETCHES, LARGE, MEBIBYTES, Crowd, MiB, Side, watching
 from tests.bench.harness import Bench
@@ -21,10 +21,10 @@ LIMITS = {"sessions_per_address": 1000, "sessions_per_user": 1000}
 
 def many_at_once(bench: Bench) -> None:
     with bench.apart("many", "a", {"limits": LIMITS}) as cluster:
-        crowd = Crowd(bench, cluster)
-        _all_at_once(bench, crowd)
-        _while_others_clone(bench, crowd)
-        _held(bench, crowd)
+        with closing(Crowd(bench, cluster)) as crowd:
+            _all_at_once(bench, crowd)
+            _while_others_clone(bench, crowd)
+            _held(bench, crowd)
 
 
 def _all_at_once(bench: Bench, crowd: Crowd) -> None:
@@ -78,7 +78,7 @@ def _all_at_once(bench: Bench, crowd: Crowd) -> None:
         lambda: all_of(crowd.ours),
         lambda: all_of(crowd.theirs),
         before=crowd.prepare,
-        rounds=5,
+        rounds=4,
         servers=(crowd.ours.servers, crowd.theirs.servers),
         notes=notes,
     )
