@@ -1,9 +1,14 @@
 """What a device does without being asked: stay current, stay known to be alive, tidy up.
 
-listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
-workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
-heartbeat   says every 2 s that this device is alive
-disk space  says how much of its disk is free
+    listener    LISTEN wakes it; a query every few seconds is the truth: "behind" cannot be missed
+    workers     sync replicas that are not what they should be, a few at a time; back-off is on the replica's row
+    heartbeat   says every 2 s that this device is alive
+    disk space  says how much of its disk is free
+    looker      after a start, and after the database was away, has every replica looked at
+    tidying     goes through all replicas, again and again, for what a crash may have left
+
+The last two go through the replicas a page at a time (rounds.py), so that a device with a million of them serves, and
+syncs what is behind, from its first second on: what is known to need work is never queued behind what may need some.
 """
 
 from __future__ import annotations
@@ -12,9 +17,9 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Event, Lock, Thread
+from threading import Condition, Event, Lock, Thread
 
-from cluster import failing, heal, history, logs, removed, space, upkeep
+from cluster import failing, heal, history, logs, removed, rounds, space, upkeep
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, NotFound
 from cluster.model import Device
 from cluster.node import Node
@@ -26,8 +31,14 @@ _log = logging.getLogger(__name__)
 SYNCS = 4
 """Replicas that are synced at the same time."""
 
+AHEAD = 2 * SYNCS
+"""Replicas under way or queued, of whatever kind, below which the looker adds another one."""
+
 SWEEP = 60.0
 """Seconds between two looks for what a crash may have left: deleted repositories, staged refs of dead pushes."""
+
+LOOK_REST, TIDY_REST = 1.0, 4.0
+"""Times as long as a page of replicas took, for which the looker and the tidying rest before the next one."""
 
 
 class Keeper:
@@ -40,13 +51,16 @@ class Keeper:
         self._again: dict[int, bool] = {}
         self._stood_in: set[int] = set()
         self._mutex = Lock()
+        self._freed = Condition(self._mutex)
+        self._everything = Event()
         self._swept = 0.0
         self._warned: dict[str, float] = {}
         self._caretaker = upkeep.Caretaker(node, stop)
-        self._looked: dict[int, float] = {}
         self._threads = [
             Thread(target=self._beat, name="heartbeat", daemon=True),
             Thread(target=self._listen, name="listener", daemon=True),
+            Thread(target=self._look_through, name="looker", daemon=True),
+            Thread(target=self._tidy, name="tidying", daemon=True),
         ]
         self._threads.append(Thread(target=space.watch, args=(node, stop), name="disk space", daemon=True))
         if memory := node.memory:
@@ -88,7 +102,7 @@ class Keeper:
                         return
                     if not looked:  # from here on nothing is missed
                         looked = True
-                        self._look_at_everything()
+                        self._everything.set()
                     if payload.isdigit():
                         self._sync_soon(int(payload))
                     else:
@@ -106,13 +120,45 @@ class Keeper:
             self._warned[what] = time.monotonic()
             _log.warning("%s", what)
 
+    def _look_through(self) -> None:
+        """After a start, and after the database was away, look at every replica: this disk, or that database, may not
+        be what it was. From the beginning, where the database was away again meanwhile."""
+        while not self._stop.is_set():
+            if not self._everything.wait(1.0):
+                continue
+            self._everything.clear()
+            try:
+                self._look_at_everything()
+            except ClusterError as error:
+                self._warn(f"not every replica was looked at: {error.what}")
+                self._stop.wait(1.0)
+                self._everything.set()
+            except Exception:
+                _log.exception("looking at every replica failed; it is begun again in a minute")
+                self._stop.wait(SWEEP)
+                self._everything.set()
+
     def _look_at_everything(self) -> None:
-        """After a start, and after the database was away: this disk, or that database, may not be what it was."""
-        for repository_id, name in self._node.db.held(self._node.name).items():
-            if name is not None:
-                self._sync_soon(repository_id, force=True)
         for line in history.strangers(self._node):
             _log.warning("%s", line)
+        for page in rounds.pages(self._node.db, self._node.name):
+            begun = time.monotonic()
+            for held in page:
+                if not held.named:
+                    continue
+                if not self._has_room() or self._everything.is_set():
+                    return
+                self._sync_soon(held.repository_id, force=True)
+            if len(page) == rounds.PAGE:
+                self._stop.wait(LOOK_REST * (time.monotonic() - begun))
+
+    def _has_room(self) -> bool:
+        """Wait until little is queued; False: this device stops."""
+        with self._freed:
+            while not self._stop.is_set():
+                if self._freed.wait_for(lambda: len(self._pending) < AHEAD, 1.0):
+                    return True
+        return False
 
     def _look_around(self) -> None:
         node = self._node
@@ -127,7 +173,7 @@ class Keeper:
             self._workers.submit(self._fence, repository_id)
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
-            self._workers.submit(self._tidy)
+            self._workers.submit(self._drop_deleted)
 
     def _sync_soon(self, repository_id: int, *, force: bool = False) -> None:
         """Look at a replica in the background; once more if it changes while it is looked at."""
@@ -154,6 +200,7 @@ class Keeper:
         self._caretaker.changed(repository_id)
         with self._mutex:
             self._pending.discard(repository_id)
+            self._freed.notify()
             again = self._again.pop(repository_id, None)
         if again is not None:
             self._sync_soon(repository_id, force=again)
@@ -237,11 +284,30 @@ class Keeper:
         except Exception:
             _log.exception("fencing in repository %s failed", repository_id)
 
-    def _tidy(self) -> None:
+    def _drop_deleted(self) -> None:
         try:
-            for repository_id in history.ahead(self._node):
-                self._sync_soon(repository_id, force=True)
-            upkeep.tidy(self._node, self._looked)
-            removed.sweep(self._node)
+            upkeep.drop_deleted(self._node)
+        except ClusterError as error:
+            _log.info("copies of deleted repositories stay for now: %s", error.what)
         except Exception:
-            _log.exception("tidying up failed; it is tried again in a minute")
+            _log.exception(
+                "setting copies of deleted repositories aside failed; it is tried again in a minute"
+            )
+
+    def _tidy(self) -> None:
+        thoroughly = -upkeep.THOROUGH
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            thorough = begun - thoroughly >= upkeep.THOROUGH
+            try:
+                for held in rounds.paced(self._node.db, self._node.name, self._stop, rest=TIDY_REST):
+                    if history.ahead(self._node, held):
+                        self._sync_soon(held.repository_id, force=True)
+                    upkeep.tidy(self._node, held.repository_id, thorough=thorough)
+                thoroughly = begun if thorough else thoroughly
+                removed.sweep(self._node)
+            except ClusterError as error:
+                _log.info("not everything is tidied up: %s", error.what)
+            except Exception:
+                _log.exception("tidying up failed; it is tried again in a minute")
+            self._stop.wait(max(0.0, SWEEP - (time.monotonic() - begun)))
