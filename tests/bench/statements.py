@@ -63,7 +63,7 @@ def _absent(db: Database) -> None:
         db.snapshot("team/none", ANN)
 
 
-def _token(db: Database) -> object:
+def token(db: Database) -> object:
     return db.whose_token(sha256(b"u5").digest(), "192.0.2.1")
 
 
@@ -181,7 +181,7 @@ LOOKS = (
     ),
     Statement("page", "listings", lambda db: db.page("", "", 100, device=None)),
     Statement("page, deep", "listings", lambda db: db.page("", "team7", 100, device=DEVICE)),
-    Statement("page of a beginning", "listings", lambda db: db.page("team77/", "", 100, device=None)),
+    Statement("page of a beginning", "listings", lambda db: db.page("team77/app77", "", 100, device=None)),
     Statement("called", "listings", lambda db: db.called([NAME, "team31/app31"], device=DEVICE)),
     Statement(
         "search_names, all",

@@ -32,8 +32,10 @@ insert into actor (name) select 'u' || i from generate_series(1, {users}) i;
 insert into key (fingerprint, public_key, actor_id) select 'SHA256:' || name, 'ssh-ed25519 x', id from actor;
 insert into token (digest, actor_id, read_only, last_used_at, last_used_from)
     select sha256(name::bytea), id, false, now(), '192.0.2.1' from actor;
-insert into actor_group (name) select 'g' || i from generate_series(1, greatest(1, {users} / 10)) i;
-insert into group_member select 1 + id % greatest(1, {users} / 10), id from actor;
+insert into web_session (digest, token_id, expires_at)
+    select sha256(('session of ' || id)::bytea), id, now() + interval '1 day' from token;
+insert into actor_group (name) select 'g' || i from generate_series(1, greatest(1, {users} / 2)) i;
+insert into group_member select 1 + id % greatest(1, {users} / 2), id from actor;
 insert into access_grant (actor_id, pattern, level) select id, 'team5/app5', 'write' from actor;
 insert into access_grant (actor_id, pattern, level) select id, 'team' || id % 1000 || '/app' || id, 'write' from actor
     where id <> 5;
@@ -76,7 +78,7 @@ insert into replica (repository_id, device_id, version, checksum, newest, synced
            quarantined, case when quarantined is not null then 'damaged'::distrust end, damage,
            case when intent then gen_random_uuid() end, case when intent then gen_random_uuid() end,
            case when intent then 'u5' end, case when intent then 'ssh' end, case when intent then '' end,
-           case when intent then now() end,
+           case when intent then now() - interval '1 minute' end,
            case when intent then '[["refs/heads/main", "1", "2"]]'::jsonb end
       from placed t join repository p on p.id = t.id
            cross join lateral (select case when t.d = 2 and p.id <= 8 then 1 else 0 end as behind,
@@ -97,7 +99,7 @@ insert into measurement (device_id, at, pushes, reads, push_p50, push_p99, read_
       from device, generate_series(1, 8 * 1440) i where name <> 'spare';
 insert into webhook (repository_id, url, secret, delivered, newest, created_by)
     select id, 'https://hooks.example/' || id, 's', version - case when id <= 5 then 1 else 0 end, version, 'u1'
-      from repository where id <= greatest(20, {n} / 100);
+      from repository where id <= greatest(20, {n} / 10);
 """
 
 
@@ -121,3 +123,12 @@ def filled(url: str, repositories: int) -> None:
                 connection.execute(statement)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("vacuum (analyze)")
+
+
+def database(server: str, name: str, repositories: int) -> str:
+    """The URL of a new database on a server, filled."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'create database "{name}"')
+    url = server.replace("/postgres?", f"/{name}?", 1)
+    filled(url, repositories)
+    return url
