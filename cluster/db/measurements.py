@@ -42,24 +42,6 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """How a device did in the time that begins `at`. Counts are sums; p50 the mean of the minutes', weighted; p99,
-    behind and lag the worst of them. Seconds."""
-
-    device: str
-    at: datetime
-    pushes: int
-    reads: int
-    failures: int
-    push_p50: float | None
-    push_p99: float | None
-    read_p50: float | None
-    read_p99: float | None
-    behind: int
-    lag: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class CopiesLook:
     """at: when, by the database's clock. short: repositories that have fewer copies than wanted, for the next look."""
 
@@ -107,25 +89,6 @@ class Measurements(Connections):
                   and at < now() - make_interval(days => %(days)s)""",
             {"device": device, "days": KEPT_DAYS},
         )
-
-    def buckets(self, seconds: float, count: int) -> list[Bucket]:
-        """How every device did in the last `seconds`, in `count` spans of the same length; those without a row are left
-        out. By device, then by time."""
-        rows = self._read(
-            """select d.name as device, to_timestamp(floor(extract(epoch from m.at) / %(span)s) * %(span)s) as at,
-                      sum(m.pushes)::int as pushes, sum(m.reads)::int as reads, sum(m.failures)::int as failures,
-                      sum(m.push_p50 * m.pushes) / nullif(sum(m.pushes) filter (where m.push_p50 is not null), 0)
-                          as push_p50,
-                      max(m.push_p99)::float as push_p99,
-                      sum(m.read_p50 * m.reads) / nullif(sum(m.reads) filter (where m.read_p50 is not null), 0)
-                          as read_p50,
-                      max(m.read_p99)::float as read_p99, max(m.behind) as behind, max(m.lag)::float as lag
-                 from measurement m join device d on d.id = m.device_id
-                where m.at >= to_timestamp(floor((extract(epoch from now()) - %(seconds)s) / %(span)s + 1) * %(span)s)
-                group by 1, 2 order by 1, 2""",
-            {"seconds": seconds, "span": seconds / count},
-        )
-        return [Bucket(**row) for row in rows]
 
     # Copies
 

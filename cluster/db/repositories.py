@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
@@ -190,9 +190,25 @@ class Repositories(Connections):
             notify(connection, str(repository_id))  # so that the device sets its copy aside
             notify(connection, "")
 
-    def snapshots(self) -> list[Snapshot]:
-        """Every repository, by name."""
-        return snapshots_from(self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name"))
+    def snapshots(self, *, after: str = "", limit: int | None = None) -> list[Snapshot]:
+        """The next `limit` repositories by name, after `after`; all of them only where they are known to be few."""
+        rows = self._read(
+            "select "
+            + _SNAPSHOT_COLUMNS
+            + " from (select * from repository where name > %(after)s order by name limit %(limit)s) p"
+            + _REPLICAS
+            + " order by p.name, d.name",
+            {"after": after, "limit": limit},
+        )
+        return snapshots_from(rows)
+
+    def every_snapshot(self, *, page: int = 1000) -> Iterator[Snapshot]:
+        """Every repository, by name, read a page at a time. No connection is held between two of them."""
+        after: str | None = ""
+        while after is not None:
+            found = self.snapshots(after=after, limit=page)
+            yield from found
+            after = found[-1].repository.name if len(found) == page else None
 
 
 _SNAPSHOT_COLUMNS: LiteralString = """

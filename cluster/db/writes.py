@@ -352,7 +352,7 @@ with turned as (
                       and r.version = %(base)s and r.intent_token = %(token)s)
     returning p.id),
 claimed as (
-    update replica r set version = %(next)s, checksum = %(checksum)s, synced_at = now(),
+    update replica r set version = %(next)s, checksum = %(checksum)s, newest = %(next)s, synced_at = now(),
            intent_token = null, intent_push = null, intent_actor = null, intent_via = null,
            intent_address = null, intent_at = null, intent_refs = null
       from turned, device d
