@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from cluster import failing, git
+from cluster import failing, git, ref_files
 from cluster.disk import Disk
 from cluster.errors import GitFailed, ReplicaUnfit
 from cluster.model import HEAD, Checksum, RefUpdate
@@ -83,7 +83,10 @@ class Refs(Disk):
             if HEAD in wanted:
                 found[HEAD] = (path / "HEAD").read_text().strip()
                 wanted.discard(HEAD)
-            if wanted:
+            plain = ref_files.values(path, wanted)
+            if plain is not None:
+                found |= plain
+            elif wanted:
                 listing = git.run(
                     ["for-each-ref", "--format=%(objectname) %(refname)", *sorted(wanted)],
                     git_dir=path,
