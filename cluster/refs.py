@@ -179,17 +179,17 @@ class Refs(Disk):
             self._known.pop(repository_id, None)
 
     def _fingerprint(self, repository_id: int) -> Fingerprint:
-        path = self.path(repository_id)
+        path = str(self.path(repository_id))
         seen: list[tuple[str, int, int, int]] = []
 
         def note(name: str, stat: os.stat_result) -> None:
             seen.append((name, stat.st_ino, stat.st_ctime_ns, stat.st_size))
 
-        locked = any((path / name).exists() for name in LOCKS)
+        locked = any(os.path.exists(f"{path}/{name}") for name in LOCKS)
         for name in (HEAD, "packed-refs"):
             with suppress(FileNotFoundError):
-                note(name, (path / name).stat())
-        pending = [str(path / "refs")]
+                note(name, os.stat(f"{path}/{name}"))
+        pending = [f"{path}/refs"]
         while pending:
             folder = pending.pop()
             with suppress(FileNotFoundError):

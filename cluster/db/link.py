@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, LiteralString, Self
 
 import psycopg
+from psycopg import _queries
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.generators import fetch_many
@@ -37,6 +38,10 @@ select set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalive
        set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '20s', false),
        set_config('idle_in_transaction_session_timeout', '60s', false)"""
 """So that PostgreSQL, too, notices within 30 s that a device has gone, and gives its locks to others."""
+
+_queries.MAX_CACHED_STATEMENT_LENGTH = 32768
+"""psycopg takes a statement apart once, and a long one each time that it is run: 0.3 ms of every request for ours.
+It has no other way to be told; its limit (4096) is there for who sends a new text each time."""
 
 _TAKES_WRITES = ("read-write", "primary")
 
