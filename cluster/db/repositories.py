@@ -7,7 +7,7 @@ from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
 from cluster.db.placing import lock_placement, place_on
-from cluster.db.rows import snapshot_from, snapshots_from
+from cluster.db.rows import Row, snapshot_from, snapshots_from
 from cluster.db.who import STILL_PROVEN, key_gone, proof_of
 from cluster.errors import NotFound
 from cluster.model import (
@@ -164,24 +164,14 @@ class Repositories(Connections):
 
     def snapshot_of(self, repository_id: int) -> Snapshot:
         """The same by id, without grants. NotFound when it was deleted."""
-        rows = self._read(
-            SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
-        )
-        if not rows:
-            raise NotFound("this repository was deleted")
-        return snapshot_from(rows)
+        return the_one(self._read(SNAPSHOT_OF, {"id": repository_id}))
 
     def unplace(self, repository_id: int, device: str) -> None:
         """Forget a replica that nobody needs any more. StillNeeded, Refused, NotFound: placement.refuse_removal."""
         with self._transaction() as connection:
             lock_placement(connection, repository_id)
-            rows = connection.execute(
-                SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
-                {"id": repository_id},
-            ).fetchall()
-            if not rows:
-                raise NotFound("this repository was deleted")
-            refuse_removal(snapshot_from(rows), device)
+            rows = connection.execute(SNAPSHOT_OF, {"id": repository_id}).fetchall()
+            refuse_removal(the_one(rows), device)
             connection.execute(
                 """delete from replica r using device d
                     where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
@@ -225,6 +215,9 @@ _REPLICAS: LiteralString = """
       left join replica r on r.repository_id = p.id left join device d on d.id = r.device_id"""
 
 SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
+
+SNAPSHOT_OF: LiteralString = SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name"
+"""Of one repository, by its id; its rows are for `the_one`."""
 
 _ME: LiteralString = "(select id from actor where name = %(user)s)"
 _MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"
@@ -280,6 +273,13 @@ _SNAPSHOT_WITH_GRANTS: LiteralString = (
     + " as actor_known from (select) one left join repository p on p.name = %(name)s"
     + _REPLICAS
 )
+
+
+def the_one(rows: list[Row]) -> Snapshot:
+    """The snapshot in the rows of SNAPSHOT_OF. NotFound when the repository was deleted."""
+    if not rows:
+        raise NotFound("this repository was deleted")
+    return snapshot_from(rows)
 
 
 def no_repository(name: str) -> NotFound:

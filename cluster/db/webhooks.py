@@ -218,14 +218,17 @@ class Webhooks(Connections):
             {"device": device},
         )
 
-    def next_webhook_in(self) -> float | None:
-        """Seconds until the next try of one that failed, or the end of a lease; None: nothing is awaited."""
-        seconds: float | None = self._read(
-            """select extract(epoch from min(greatest(w.next_try_at, w.leased_until)) - now())::float as seconds
-                 from webhook w join repository p on p.id = w.repository_id and p.name is not null
-                where w.due and greatest(w.next_try_at, w.leased_until) > now()"""
-        )[0]["seconds"]
-        return seconds
+    def webhooks_due(self) -> tuple[bool, float | None]:
+        """Whether the turn of any has come; and seconds until the next try of one that failed, or the end of a lease
+        (None: nothing is awaited)."""
+        row = self._read(
+            """select coalesce(bool_or(t.turn is null or t.turn <= now()), false) as due,
+                      extract(epoch from min(t.turn) filter (where t.turn > now()) - now())::float as seconds
+                 from webhook w join repository p on p.id = w.repository_id and p.name is not null,
+                      lateral (select greatest(w.next_try_at, w.leased_until) as turn) t
+                where w.due"""
+        )[0]
+        return row["due"], row["seconds"]
 
 
 _LISTED: LiteralString = """

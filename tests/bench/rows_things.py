@@ -56,7 +56,7 @@ def sweep(db: Database) -> None:
     db.interrupted(DEVICE, 30.0)
     db.dropped(DEVICE)
     db.lease_webhooks(DEVICE, most=4, fresh=True, seconds=0.0)
-    db.next_webhook_in()
+    db.webhooks_due()
     db.behind(DEVICE)
     db.stuck(DEVICE)
     db.due_for_verification(DEVICE, 6e5)

@@ -142,7 +142,7 @@ SWEEP = (
         hot=True,
     ),
     Statement("lease_webhooks", "every device, after each push", lambda db: _lease(db), hot=True),
-    Statement("next_webhook_in", "every device, after each push", lambda db: db.next_webhook_in(), hot=True),
+    Statement("webhooks_due", "every device, after each push", lambda db: db.webhooks_due(), hot=True),
     Statement("number_changes", "while somebody listens", lambda db: db.number_changes(), hot=True),
     Statement("numbers", "while somebody listens", lambda db: db.numbers(), hot=True),
     Statement("feed", "while somebody listens", lambda db: db.feed(db.numbers()[0] - 40, most=50), hot=True),
