@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any, LiteralString, Self
 
 import psycopg
-from psycopg import _queries
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.generators import fetch_many
@@ -36,12 +35,17 @@ _CLIENT_SIDE: dict[str, Any] = {
 _SERVER_SIDE = """
 select set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '20s', false),
-       set_config('idle_in_transaction_session_timeout', '60s', false)"""
-"""So that PostgreSQL, too, notices within 30 s that a device has gone, and gives its locks to others."""
+       set_config('idle_in_transaction_session_timeout', '60s', false),
+       set_config('default_transaction_isolation', 'read committed', false)"""
+"""So that PostgreSQL, too, notices within 30 s that a device has gone, and gives its locks to others. And so that what
+is looked at in the transaction that waits for a lock is what there is once it is got (Writes.wait_write_lock)."""
 
-_queries.MAX_CACHED_STATEMENT_LENGTH = 32768
-"""psycopg takes a statement apart once, and a long one each time that it is run: 0.3 ms of every request for ours.
-It has no other way to be told; its limit (4096) is there for who sends a new text each time."""
+with suppress(ImportError):  # no part of psycopg's interface: where it moves, we are slower
+    from psycopg import _queries
+
+    _queries.MAX_CACHED_STATEMENT_LENGTH = 32768
+    # psycopg takes a statement apart once, and a long one each time that it is run: 0.3 ms of every request for ours.
+    # It has no other way to be told; its limit (4096) is there for who sends a new text each time.
 
 _TAKES_WRITES = ("read-write", "primary")
 
