@@ -65,6 +65,10 @@ class Cluster(Loopback):
         if self._db is not None:
             self._db.close()
 
+    def roots(self) -> list[int]:
+        """The processes that everything which serves here descends from, the database aside."""
+        return [device.pid for device in self.devices.values() if device.pid]
+
     def create(
         self, name: str, *, devices: str | None = None, min_copies: int = 1, object_format: str = "sha1"
     ) -> int:

@@ -44,6 +44,9 @@ class OpenSSHCluster(Cluster):
         self.hooks = Path(tempfile.mkdtemp(prefix=".test-hooks-", dir=root))
         self.hooks.chmod(0o755)
 
+    def roots(self) -> list[int]:
+        return super().roots() + [sshd.pid for sshd in self._sshds.values()]
+
     def new_device(self, name: str) -> LoopbackDevice:
         return LoopbackDevice(name, self.directory / name, free_port(), user=getpass.getuser())
 
