@@ -19,8 +19,8 @@ from pathlib import Path
 from threading import Lock, Thread
 
 BY_ITSELF = re.compile(
-    r"update device |select pg_notify|with heard|listen |select 1$|select set_config\('tcp_keepalives|"
-    r"select pg_backend_pid|insert into (measurement|copies)|select r\.repository_id|update push "
+    r"update device |with beat|listen |select 1$|select set_config\('tcp_|\(parse\)|webhook w|"
+    r"insert into (measurement|copies)|select r\.repository_id|update push |begin|commit$"
 )
 """What a device asks without being asked anything."""
 
@@ -34,6 +34,10 @@ class Trip:
 
     def __str__(self) -> str:
         return " ; ".join(self.statements)
+
+    @property
+    def by_itself(self) -> bool:
+        return BY_ITSELF.search(str(self)) is not None
 
 
 class Relay:
@@ -50,9 +54,9 @@ class Relay:
         self._listener.listen(64)
         Thread(target=self._accept, daemon=True).start()
 
-    def url(self, url: str, target: Path) -> str:
+    def url(self, url: str) -> str:
         """The URL of a database, by way of here."""
-        return url.replace(str(target), str(self.directory))
+        return url.replace(str(self._target.parent), str(self.directory))
 
     def trips(self) -> list[Trip]:
         """Every round trip since the last call."""
@@ -162,9 +166,13 @@ class Programs:
         git = shutil.which("git")
         assert git
         self._log.mkdir(parents=True)
-        script = directory / "git"
-        script.write_text(f'#!/bin/sh\nexport GIT_TRACE2_EVENT="{self._log}"\nexec {git} "$@"\n')
-        script.chmod(0o755)
+        cat = shutil.which("cat")
+        self._script("git", f'export GIT_TRACE2_EVENT="{self._log}"\nexec {git} "$@"\n')
+        self._script("cat", f'echo cat >"{self._log}/cat-$$"\nexec {cat} "$@"\n')
+
+    def _script(self, name: str, text: str) -> None:
+        (self.directory / name).write_text(f"#!/bin/sh\n{text}")
+        (self.directory / name).chmod(0o755)
 
     @property
     def path(self) -> str:
@@ -174,12 +182,16 @@ class Programs:
         """How often each program was started since the last call: Git's own, and "hook" and its name."""
         found: Counter[str] = Counter()
         for file in self._log.iterdir():
-            for line in file.read_text().splitlines():
+            lines = file.read_text().splitlines()
+            file.unlink()
+            if file.name.startswith("cat-"):
+                found["cat"] += 1
+                continue
+            for line in lines:
                 event = json.loads(line)
                 if event["event"] == "start":
                     words = [word for word in event["argv"][1:] if not word.startswith("-")]
                     found[Path(words[0]).name] += 1
                 elif event["event"] == "child_start" and event["child_class"] == "hook":
                     found[f"hook {event['hook_name']}"] += 1
-            file.unlink()
         return found
