@@ -110,7 +110,7 @@ class Measures:
         """A push became a version."""
 
     def locking(self, lock: AbstractContextManager[T]) -> AbstractContextManager[T]:
-        """The same lock. The time until it is held is counted."""
+        """The same lock. Both the time until it is held and the time for which it is are counted."""
         return lock
 
     def syncing(self, *, trusted: bool) -> AbstractContextManager[None]:

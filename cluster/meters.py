@@ -30,6 +30,28 @@ QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5
 LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 """Seconds: bounds for what a person waits for, uploads and downloads included."""
 
+HELD = (
+    0.002,
+    0.004,
+    0.006,
+    0.008,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.15,
+    0.25,
+    0.5,
+    1.0,
+    5.0,
+    60.0,
+)
+"""Seconds: bounds for how long a write lock is held, which bounds how many pushes a repository takes."""
+
 
 @dataclass(slots=True)
 class _Running(Answer):
@@ -94,6 +116,12 @@ class Meters(Measures):
             "Seconds waited for a repository's write lock, by what came of it: got, timeout, gone or failed.",
             ["result"],
             buckets=LONG,
+            registry=registry,
+        )
+        self._lock_hold = Histogram(
+            "git_cluster_write_lock_hold_seconds",
+            "Seconds for which a repository's write lock was held, until it was given back.",
+            buckets=HELD,
             registry=registry,
         )
         self._sync = Histogram(
@@ -186,18 +214,19 @@ class Meters(Measures):
 
     @contextmanager
     def locking(self, lock: AbstractContextManager[T]) -> Iterator[T]:
-        begun = time.monotonic()
-        result = "failed"
+        begun, since = time.monotonic(), None
         try:
             with lock as held:
-                result = "got"
-                self._lock_wait.labels(result).observe(time.monotonic() - begun)
+                since = time.monotonic()
+                self._lock_wait.labels("got").observe(since - begun)
                 yield held
         except BaseException as error:
-            if result == "failed":
-                result = _waited_in_vain(error)
-                self._lock_wait.labels(result).observe(time.monotonic() - begun)
+            if since is None:
+                self._lock_wait.labels(_waited_in_vain(error)).observe(time.monotonic() - begun)
             raise
+        finally:
+            if since is not None:
+                self._lock_hold.observe(time.monotonic() - since)
 
     @contextmanager
     def syncing(self, *, trusted: bool) -> Iterator[None]:

@@ -108,6 +108,7 @@ def test_a_push_over_ssh_moves_the_counters_by_one(app: Project) -> None:
     steps = {step: moved.by("git_cluster_push_step_seconds_count", step=step) for step in STEPS}
     assert steps == dict.fromkeys(STEPS, 1)
     assert moved.by("git_cluster_write_lock_wait_seconds_count", result="got") == 1
+    assert moved.by("git_cluster_write_lock_hold_seconds_count") == 1
     whole = moved.by("git_cluster_request_seconds_sum", endpoint="ssh", service="receive-pack")
     parts = sum(moved.by("git_cluster_push_step_seconds_sum", step=step) for step in STEPS)
     assert 0 < parts <= whole, "the steps are parts of the whole"

@@ -2,7 +2,7 @@
 
     make bench                       every row
     make bench ONLY=clone            rows whose function's name contains a word
-    make bench ARGS="--rounds 5 --json out.json"
+    make bench ARGS="--rounds 5 --json out.json --plot out.svg"
 
 Both sides of a row do the same work with the same client on the same content, in turn, A B A B …, after one round
 that does not count. Caches are warm where a row does not say "cold". The ratio is taken pair by pair. Exit code 1: a
@@ -18,6 +18,7 @@ import os
 import pkgutil
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,8 +26,10 @@ from pathlib import Path
 
 import tests.bench as package
 from cluster import embedded
+from cluster.errors import ClusterError
 from tests.bench import Bench, PlainGit, machine
-from tests.bench.table import HEADER
+from tests.bench.report import picture
+from tests.bench.table import HEADER, Row
 from tests.cluster_fixture import Cluster
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,6 +44,7 @@ def rows() -> list[Callable[[Bench], None]]:
 
 def measure(directory: Path, only: str, rounds: int) -> tuple[dict[str, object], bool]:
     """Run the rows whose name contains `only`: the document for JSON, and whether no run failed."""
+    chosen = [row for row in rows() if only in row.__name__]
     database = embedded.start(directory / "postgres")
     postmaster = int((directory / "postgres" / "postmaster.pid").read_text().split()[0])
     cluster = Cluster(directory / "cluster", database, {})
@@ -53,9 +57,12 @@ def measure(directory: Path, only: str, rounds: int) -> tuple[dict[str, object],
         bench = Bench(cluster, plain, rounds, postgres=lambda: [postmaster])
         facts = machine.facts(database)
         print(f"{facts['cpu']}, {facts['cores']} cores; ratios ours/theirs\n{HEADER}", flush=True)
-        for row in rows():
-            if only in row.__name__:
+        for row in chosen:
+            try:
                 row(bench)
+            except (AssertionError, ClusterError, subprocess.SubprocessError) as error:
+                print(f"{row.__name__}: {error}", flush=True)
+                bench.add(Row(f"{row.__name__}, what could not be prepared", None, (), (), failures=1))
         document: dict[str, object] = {
             "date": machine.today(),
             "commit": machine.commit(ROOT),
@@ -79,6 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=15, help="how many of each row count (at most)")
     parser.add_argument("--json", type=Path, help="write machine, date, commit and all samples to this file")
+    parser.add_argument("--plot", type=Path, help="draw the table (SVG)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory = Path(tempfile.mkdtemp(prefix="git-cluster-bench-"))
@@ -88,6 +96,8 @@ def main() -> None:
         shutil.rmtree(directory, ignore_errors=True)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
+    if options.plot:
+        options.plot.write_text(picture(document))
     sys.exit(0 if well else 1)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psycopg
@@ -84,13 +84,14 @@ class Bench:
         before: Run = lambda: None,
         caches: str = "warm",
         servers: tuple[Servers, Servers] | None = None,
-        notes: Callable[[], Mapping[str, str]] = dict,
+        notes: Callable[[Row], Mapping[str, str]] = lambda row: {},
     ) -> None:
         """Run both sides in turn and note the ratio, pair by pair; the first round does not count.
 
         `before` prepares each pair and is not timed. A run may return the seconds that count. A round in which a side
         fails counts as a failure, not as a time. rounds: where fewer than the others' are enough.
-        servers: whose CPU time is counted, where that is not ours and plain sshd's. notes: asked at the end.
+        servers: whose CPU time is counted, where that is not ours and plain sshd's. notes: what else is to
+        be said of the row, asked at the end.
         """
         count = min(rounds or self.rounds, self.rounds)
         first, second = servers or (self.ours, self.theirs)
@@ -104,19 +105,17 @@ class Bench:
                 for side, (seconds, cpu, _) in zip(sides, turns, strict=True):
                     side.seconds.append(seconds)
                     side.cpu.append(cpu)
-        self.add(
-            Row(
-                name,
-                target,
-                tuple(sides[0].seconds),
-                tuple(sides[1].seconds),
-                failures,
-                caches=caches,
-                cpu_ours=_mean(sides[0].cpu),
-                cpu_theirs=_mean(sides[1].cpu),
-                notes=dict(notes()),
-            )
+        row = Row(
+            name,
+            target,
+            tuple(sides[0].seconds),
+            tuple(sides[1].seconds),
+            failures,
+            caches=caches,
+            cpu_ours=_mean(sides[0].cpu),
+            cpu_theirs=_mean(sides[1].cpu),
         )
+        self.add(replace(row, notes=dict(notes(row))))
 
     def add(self, row: Row) -> None:
         """A row that was measured by its own means."""
@@ -125,16 +124,17 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------- for rows
 
-    def pair(self, name: str, *, min_copies: int) -> tuple[str, str, Path]:
+    def pair(self, name: str, *, min_copies: int, cluster: Cluster | None = None) -> tuple[str, str, Path]:
         """The same content on both sides: our URL, the other URL, a work tree to push from."""
-        self.cluster.create(name, min_copies=min_copies)
-        ours, theirs = self.cluster.url("a", name), self.plain.create(name)
-        work = self.cluster.work(f"work-{name}")
+        cluster = cluster or self.cluster
+        cluster.create(name, min_copies=min_copies)
+        ours, theirs = cluster.url("a", name), self.plain.create(name)
+        work = cluster.work(f"work-{name}")
         for number in range(3):
-            self.cluster.commit(work, f"commit {number}")
+            cluster.commit(work, f"commit {number}")
         for url in (ours, theirs):
-            self.cluster.ok("push", "-q", url, "HEAD:refs/heads/main", cwd=work)
-        self.cluster.converge(name)
+            cluster.ok("push", "-q", url, "HEAD:refs/heads/main", cwd=work)
+        cluster.converge(name)
         return ours, theirs, work
 
     def database(self, name: str) -> str:

@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench.cold import LITTLE, evict
+from tests.bench.crowd import large_commit
 from tests.bench.harness import Bench, Run
+from tests.bench.table import Row
 from tests.openssh_fixture import OpenSSHCluster
 
 
@@ -80,13 +83,33 @@ def push(bench: Bench) -> None:
 
 def clone(bench: Bench) -> None:
     ours, theirs, work = bench.pair("clone", min_copies=1)
-    with (work / "data").open("wb") as file:
-        for _ in range(200):
-            file.write(os.urandom(1 << 20))
-    bench.cluster.commit(work, "200 MB", note="big")
+    large_commit(bench.cluster, work, 200)
     for url in (ours, theirs):
         bench.cluster.ok("push", "-q", url, "HEAD:refs/heads/main", cwd=work, timeout=300)
     bench.compare("clone of 200 MB", 1.05, cloning(bench, ours), cloning(bench, theirs))
+    kept: dict[str, float] = {"ours": 0.0, "theirs": 0.0}
+
+    def cold(side: str, folder: Path, clone: Run) -> Run:
+        def run() -> object:
+            kept[side] = max(kept[side], evict(folder))
+            return clone()
+
+        return run
+
+    def notes(row: Row) -> dict[str, str]:
+        said = " against ".join(f"{share * 100:.0f} %" for share in kept.values())
+        if max(kept.values()) > LITTLE:
+            said += "; this machine does not let go of it, so that the row is NOT cold"
+        return {"still in the page cache": said}
+
+    bench.compare(
+        "clone of 200 MB",
+        1.05,
+        cold("ours", bench.cluster.disk("a", "clone"), cloning(bench, ours)),
+        cold("theirs", bench.plain.path("clone"), cloning(bench, theirs)),
+        caches="cold",
+        notes=notes,
+    )
 
 
 def cloning(bench: Bench, url: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,12 @@ class Row:
     def met(self) -> bool | None:
         """None: there is no target. A row without a single sample is not met."""
         return None if self.target is None else self.median <= self.target
+
+    @property
+    def cores(self) -> list[float]:
+        """How many processors each side's servers kept busy, PostgreSQL aside; nothing where that was not counted."""
+        sides = (self.cpu_ours, self.ours), (self.cpu_theirs, self.theirs)
+        return [cpu.server / statistics.fmean(seconds) for cpu, seconds in sides if cpu and seconds]
 
     @property
     def verdict(self) -> str:
@@ -131,6 +138,12 @@ class Row:
             cpu_theirs=cpus["theirs"],
             notes=dict(document["notes"]),
         )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest rank, a value that is there; nan where there is none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
 def _number(value: float) -> float | None:
