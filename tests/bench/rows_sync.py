@@ -28,26 +28,25 @@ LARGE = int(os.environ.get("BENCH_LARGE_MB", "300"))
 """Megabytes of a large repository: 2000 takes a few minutes, and three times that of disk."""
 
 
-def fetch_after_push(bench: Bench) -> None:
-    """On b, of what was pushed to a just before: nothing is synced yet, and with two copies it may be staged."""
-    for copies in (1, 2):
-        ours, theirs, work = bench.pair(f"fetch{copies}", min_copies=copies)
-        there = bench.cluster.url("b", f"fetch{copies}")
-        reader = bench.cluster.directory / f"reader{copies}"
-        bench.cluster.ok("clone", "-q", "--bare", there, str(reader))
+def fetch_of_what_was_staged(bench: Bench) -> None:
+    """On b, right after a push to a with two copies: b holds its objects already, and follows by itself meanwhile."""
+    ours, theirs, work = bench.pair("staged", min_copies=2)
+    there, reader = bench.cluster.url("b", "staged"), bench.cluster.directory / "reader"
+    bench.cluster.ok("clone", "-q", "--bare", there, str(reader))
 
-        def fetching(to: str, source: str, work: Path = work, reader: Path = reader) -> Run:
-            def run() -> float:
-                bench.cluster.commit(work, "next", note=str(time.monotonic_ns()))
-                bench.cluster.ok("push", "-qf", to, "HEAD:refs/heads/main", cwd=work)
-                begun = time.perf_counter()
-                bench.cluster.ok("fetch", "-q", source, "refs/heads/main", cwd=reader)
-                return time.perf_counter() - begun
+    def fetching(to: str, source: str) -> Run:
+        def run() -> float:
+            bench.cluster.commit(work, "next", note=str(time.monotonic_ns()))
+            bench.cluster.ok("push", "-qf", to, "HEAD:refs/heads/main", cwd=work)
+            begun = time.perf_counter()
+            bench.cluster.ok("fetch", "-q", source, "refs/heads/main", cwd=reader)
+            return time.perf_counter() - begun
 
-            return run
+        return run
 
-        what = "fetch on b right after a push to a"
-        bench.compare(f"{what}, min_copies {copies}", 1.50, fetching(ours, there), fetching(theirs, theirs))
+    bench.compare(
+        "fetch on B right after a push to A, staged", 1.50, fetching(ours, there), fetching(theirs, theirs)
+    )
 
 
 @contextmanager
@@ -89,7 +88,8 @@ def _leads(cluster: Cluster, name: str) -> bool:
     return mine is not None and mine.position == snapshot.repository.position and not mine.quarantined
 
 
-def sync_of_one_ref(bench: Bench) -> None:
+def sync_alone_of_one_ref(bench: Bench) -> None:
+    """The call alone, in this process, without NOTIFY and the daemon's threads."""
     with _stale(bench, "one-ref") as (cluster, node):
         works = {}
         for count in (FEW, MANY):
@@ -106,7 +106,7 @@ def sync_of_one_ref(bench: Bench) -> None:
 
         servers = bench.servers_of(cluster)
         bench.compare(
-            f"sync of one changed ref of {MANY:,}, against one of {FEW}",
+            f"sync alone of one ref, {MANY:,} refs/{FEW} refs",
             1.50,
             *(_syncing(cluster, node, f"refs-{count}") for count in (MANY, FEW)),
             before=change,
@@ -147,7 +147,7 @@ def small_push_into_a_large_repository(bench: Bench) -> None:
         cluster.converge(name)
         runs.append(_pushing_a_megabyte(cluster, name, work))
     bench.compare(
-        f"1 MB into {LARGE} MB on both devices, against into none",
+        f"1 MB until on both devices, {LARGE} MB/empty",
         1.50,
         *runs,
         servers=(bench.ours, bench.ours),
@@ -188,7 +188,7 @@ def many_versions_behind(bench: Bench) -> None:
 
         servers = bench.servers_of(cluster)
         bench.compare(
-            "sync of 1,000 versions, against the same in 10",
+            "sync of 1,000 versions/the same in 10",
             1.50,
             *(_syncing(cluster, node, name) for name in works),
             before=change,
@@ -234,8 +234,8 @@ def _decree(cluster: Cluster, name: str, tips: Sequence[str]) -> None:
 
 
 ROWS = (
-    fetch_after_push,
-    sync_of_one_ref,
+    fetch_of_what_was_staged,
+    sync_alone_of_one_ref,
     push_to_many_refs,
     small_push_into_a_large_repository,
     many_versions_behind,
