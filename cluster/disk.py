@@ -22,6 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
+from cluster.errors import ClusterError
+
 MOST_PATHS = 65536
 """Replicas whose paths are remembered."""
 
@@ -122,6 +124,16 @@ class Disk:
             if self._held.get((repository_id, kind)) == lock.fd:
                 del self._held[repository_id, kind]
             lock.close()
+
+    @contextmanager
+    def locked(
+        self, repository_id: int, kind: str, timeout: float, otherwise: ClusterError
+    ) -> Iterator[None]:
+        """The same, where it has to be got in time; else `otherwise` is raised."""
+        with self.holding(repository_id, kind, timeout) as got:
+            if not got:
+                raise otherwise
+            yield
 
     def inherits(self, repository_id: int, kind: str) -> tuple[int, ...]:
         """The descriptor of a lock that is held here, for a process that is to share it."""

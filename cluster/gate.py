@@ -99,7 +99,8 @@ def fresh(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) ->
             if not resolved(node, snapshot, say, gone, at_most=OWN_HEALING):
                 raise _elsewhere(snapshot, interrupted(snapshot, owner), node.name)
         else:
-            catch_up(node, repository_id, say, gone)
+            snapshot = catch_up(node, repository_id, say, gone)
+            continue
         snapshot = node.db.snapshot_of(repository_id)
     raise LockTimeout("this repository changes faster than this device can follow", hint="try again")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 
 from cluster import git
@@ -63,12 +63,8 @@ def still(node: Node, repository_id: int, actor: str) -> Iterator[Connection]:
         yield held.connection
 
 
-@contextmanager
-def _replica_locked(node: Node, repository_id: int) -> Iterator[None]:
-    with node.store.holding(repository_id, "write", PATIENCE) as got:
-        if not got:
-            raise _carried(node)
-        yield
+def _replica_locked(node: Node, repository_id: int) -> AbstractContextManager[None]:
+    return node.store.locked(repository_id, "write", PATIENCE, _carried(node))
 
 
 def _carried(node: Node) -> Refused:

@@ -14,7 +14,7 @@ person decides: `git-cluster thaw` puts the lost versions back from the journals
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -44,14 +44,22 @@ def other_history(node: Node, snapshot: Snapshot) -> str | None:
     return None if marker is None else _words(node, snapshot.repository, marker)
 
 
-def unknown_marker(node: Node, repository: Repository) -> Marker | None:
-    """This replica's marker, where it names what the log does not have. One of another repository says nothing."""
+def unknown_marker(
+    node: Node, repository: Repository, *, known: Iterable[Position | None] = ()
+) -> Marker | None:
+    """This replica's marker, where it names what the log does not have. One of another repository says nothing.
+    known: positions that the log has, as those of rows are by their foreign keys: those are not asked for."""
     store = node.store
     marker = store.marker(repository.id)
     if marker is None or store.foreign(repository.id) or store.former(repository):
         return None
-    known = node.db.position_at(repository.id, marker.version)
-    return None if known is not None and str(known.checksum) == marker.checksum else marker
+    named = (marker.version, marker.checksum)
+    if any(
+        position is not None and (position.version, str(position.checksum)) == named for position in known
+    ):
+        return None
+    found = node.db.position_at(repository.id, marker.version)
+    return None if found is not None and str(found.checksum) == marker.checksum else marker
 
 
 def refuse_other_history(node: Node, snapshot: Snapshot) -> None:
@@ -61,7 +69,7 @@ def refuse_other_history(node: Node, snapshot: Snapshot) -> None:
     without having seen the disk, so it gives up nothing that the disk knows.
     """
     repository, mine = snapshot.repository, snapshot.of(node.name)
-    marker = unknown_marker(node, repository)
+    marker = unknown_marker(node, repository, known=(repository.position, mine.position if mine else None))
     if marker is None:
         if mine is not None and mine.knows_more:
             node.db.forget_marker(repository.id, node.name)

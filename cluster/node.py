@@ -13,6 +13,7 @@ from cluster.certificates import TrustedCAs
 from cluster.config import LimitsSection, ProxySection, UpkeepSection, WebhooksSection, WritesSection
 from cluster.db import Database
 from cluster.faults import Faults, Step
+from cluster.joining import Joined
 from cluster.locks import Held, Turns, write_lock
 from cluster.measure import Measures
 from cluster.peer import Peers
@@ -30,6 +31,7 @@ class Node:
     cluster: the name that people know the cluster by.
     advertised: what Git says first of a copy, while it stays as it is (cluster/upload.py).
     bell: rung when the database has told of a change.
+    syncs: those that are at work, by repository.
     measures: what is counted of this device's work.
     """
 
@@ -51,6 +53,7 @@ class Node:
     background: Background = field(default_factory=Background)
     bell: Bell = field(default_factory=Bell)
     webhooks: WebhooksSection = field(default_factory=WebhooksSection)
+    syncs: Joined = field(default_factory=Joined)
     measures: Measures = field(default_factory=Measures)
 
     def reach(self, step: Step) -> None:

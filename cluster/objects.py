@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from cluster import git
 from cluster.disk import Disk
+from cluster.errors import GitFailed
 from cluster.model import HEAD, Repository
 
 _FANOUT = re.compile("[0-9a-f]{2}")
@@ -62,11 +64,31 @@ class Objects(Disk):
         Walks only what lies between them, so it costs what the change costs. Without the commit-graph, which knows
         commits that are not there any more.
         """
+        try:
+            self._walk(repository_id, wanted, known, None)
+        except GitFailed:
+            return False
+        return True
+
+    def connected_soon(
+        self, repository_id: int, wanted: Iterable[str], known: Iterable[str], *, within: float
+    ) -> bool | None:
+        """The same, where that takes no longer than `within` seconds; None where it does."""
+        try:
+            self._walk(repository_id, wanted, known, within)
+        except GitFailed as error:
+            return None if isinstance(error.__cause__, subprocess.TimeoutExpired) else False
+        return True
+
+    def _walk(
+        self, repository_id: int, wanted: Iterable[str], known: Iterable[str], within: float | None
+    ) -> None:
         lines = [*wanted, *(f"^{oid}" for oid in known)]
-        return git.succeeds(
+        git.run(
             ["-c", "core.commitGraph=false", "rev-list", "--objects", "--quiet", "--stdin"],
             git_dir=self.path(repository_id),
             data="".join(f"{line}\n" for line in lines).encode(),
+            timeout=within,
         )
 
     def holds(self, repository: Repository, oids: Iterable[str]) -> bool:

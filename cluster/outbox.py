@@ -17,6 +17,9 @@ from cluster.errors import ClientGone
 MOST = 1 << 20
 """Bytes that wait for a client. Beyond them the writer waits too, or, while it is urgent, its words are dropped."""
 
+TOGETHER = 1 << 16
+"""Bytes beyond which nothing is added to what is sent at once: Git writes an advertisement ref by ref."""
+
 
 class Outbox:
     """A Client whose writes are carried out by a thread of its own, in their order. `close` in any case."""
@@ -76,19 +79,32 @@ class Outbox:
             self._size += len(data)
             self._changed.notify_all()
 
+    def _next(self) -> tuple[Callable[[Any], None], bytes | str, int]:
+        """What to send next, to where, and how much of it was counted: what waits for the same output goes as one."""
+        send, first = self._parts.popleft()
+        if isinstance(first, str):
+            return send, first, len(first)
+        pieces, size = [first], len(first)
+        while self._parts and self._parts[0][0] == send and size < TOGETHER:
+            more = self._parts.popleft()[1]
+            assert isinstance(more, bytes)
+            pieces.append(more)
+            size += len(more)
+        return send, b"".join(pieces), size
+
     def _send(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._parts or self._closed)
                 if not self._parts:
                     return
-                send, data = self._parts.popleft()
+                send, data, taken = self._next()
             try:
                 send(data)
             except ClientGone:
                 self._lost = True
             with self._changed:
-                self._size -= len(data)
+                self._size -= taken
                 if self._lost:
                     self._parts.clear()
                     self._closed = True

@@ -31,7 +31,7 @@ from cluster.errors import ClientGone, ClusterError, DiskFailed, GitFailed, Refu
 from cluster.limits import size
 from cluster.model import RefUpdate
 from cluster.outbox import Outbox
-from cluster.report import Commands, Report, frame, packets, read_some
+from cluster.report import Commands, Report, frame, packets, read_some, up_to_flush
 
 CHUNK = 65536
 MOST_COMPLAINT = 16384
@@ -141,6 +141,7 @@ class Receiving:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                bufsize=CHUNK,
                 env=env,
                 pass_fds=(tell, hear, lock.fd, objects),
                 start_new_session=True,
@@ -356,11 +357,9 @@ class Receiving:
 
     def _advertise(self) -> None:
         assert self._process.stdout is not None
-        for packet in packets(self._process.stdout):
+        for piece in up_to_flush(self._process.stdout):
             self._advertised = True
-            self._forward(packet.raw)
-            if packet.flush:
-                break
+            self._forward(piece)
 
     def _response(self, raw: bytes, payload: bytes) -> None:
         if payload[:1] == b"\1" and len(payload) > 1:

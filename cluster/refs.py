@@ -224,8 +224,11 @@ class Refs(Disk):
                         "removed %s of repository %s, left by a killed Git", lock.name, repository_id
                     )
 
-    def apply(self, repository_id: int, updates: Sequence[RefUpdate]) -> None:
+    def apply(
+        self, repository_id: int, updates: Sequence[RefUpdate], *, settled: Iterable[UUID] = ()
+    ) -> None:
         """Move refs from their old to their new values, all or none, checking every old one. GitFailed.
+        settled: pushes whose staged refs go with it.
 
         Deletions go first, in a transaction of their own where there are other updates too: Git cannot replace
         refs/heads/a by refs/heads/a/b in one.
@@ -233,7 +236,10 @@ class Refs(Disk):
         path = self.path(repository_id)
         heads = [update for update in updates if update.ref == HEAD]
         refs = [update for update in updates if update.ref != HEAD]
-        for batch in ([u for u in refs if u.deletes], [u for u in refs if not u.deletes]):
+        staged = self._staged_loose(repository_id, settled)
+        batches = [[u for u in refs if u.deletes], [u for u in refs if not u.deletes]]
+        batches[1 if batches[1] else 0] += staged
+        for batch in batches:
             if batch:
                 self._update_refs(repository_id, batch)
         for update in heads:
@@ -316,12 +322,28 @@ class Refs(Disk):
     def unstage(self, repository_id: int, pushes: Iterable[UUID]) -> None:
         """Drop the staged refs of settled pushes. The objects stay until Git prunes what nothing reaches."""
         wanted = set(pushes)
-        if not wanted:
-            return
-        for push_id, updates in self.staged(repository_id).items():
-            if push_id in wanted:
-                with suppress(GitFailed):
-                    self._update_refs(repository_id, updates)
+        if loose := self._staged_loose(repository_id, wanted):
+            with suppress(GitFailed):
+                self._update_refs(repository_id, loose)
+        if wanted and self._packed_staged(repository_id):
+            for push_id, updates in self.staged(repository_id).items():
+                if push_id in wanted:
+                    with suppress(GitFailed):
+                        self._update_refs(repository_id, updates)
+
+    def _staged_loose(self, repository_id: int, pushes: Iterable[UUID]) -> list[RefUpdate]:
+        """What deletes the staged refs of these pushes that have a file of their own, as nearly all have. One that a
+        killed Git locked is left for later: it may not hold up the others."""
+        folder, found = self.path(repository_id) / STAGED, list[RefUpdate]()
+        with suppress(OSError):
+            there = set(os.listdir(folder))
+            for name in sorted(there.intersection(map(str, pushes))):
+                files = set((folder / name).iterdir())
+                for file in sorted(files):
+                    locked = file.suffix == ".lock" or file.with_name(f"{file.name}.lock") in files
+                    if not locked and len(oid := file.read_text().strip()) in (40, 64):
+                        found.append(RefUpdate(f"{STAGED}{name}/{file.name}", oid, "0" * len(oid)))
+        return found
 
     def suspected(self, repository_id: int) -> bool:
         """Whether the last look at the refs saw a *.lock file."""
@@ -333,7 +355,11 @@ class Refs(Disk):
         with suppress(OSError), os.scandir(path / STAGED) as entries:
             if next(entries, None) is not None:
                 return True
-        packed = path / "packed-refs"
+        return self._packed_staged(repository_id)
+
+    def _packed_staged(self, repository_id: int) -> bool:
+        """Whether the file for all refs has a staged one: where they were packed meanwhile."""
+        packed = self.path(repository_id) / "packed-refs"
         try:
             stat = packed.stat()
             seen = (stat.st_ino, stat.st_ctime_ns, stat.st_size)

@@ -32,6 +32,8 @@ DRAIN = 16 << 20
 BAND = 65515
 """Most bytes in one packet of side-band-64k, behind its length and its band."""
 
+_LENGTH = re.compile(rb"[0-9A-Fa-f]{4}")
+
 
 @dataclass(frozen=True, slots=True)
 class Packet:
@@ -51,6 +53,30 @@ def packets(stream: IO[bytes]) -> Iterator[Packet]:
         except (HangupException, GitProtocolError, ValueError):
             return
         yield Packet(payload or b"", payload is None, pkt_line(payload))
+
+
+def up_to_flush(stream: IO[bytes]) -> Iterator[bytes]:
+    """The bytes of `stream` up to its first flush, its end or its first nonsense, in pieces as they come. What is
+    behind a flush is not touched.
+
+    A listing of 100,000 refs is as many pkt-lines: one by one, they cost many times what Git takes to make them.
+    """
+    assert isinstance(stream, io.BufferedReader)
+    digits, left, over = b"", 0, False
+    while not over and (data := stream.peek()):
+        at = 0
+        while at < len(data) and not over:
+            if left:
+                step = min(left, len(data) - at)
+                left -= step
+            else:
+                step = min(4 - len(digits), len(data) - at)
+                digits += data[at : at + step]
+                if len(digits) == 4:
+                    size = int(digits, 16) if _LENGTH.fullmatch(digits) else 0
+                    digits, left, over = b"", max(0, size - 4), size == 0
+            at += step
+        yield stream.read(at)
 
 
 def read_some(stream: IO[bytes]) -> bytes:

@@ -17,7 +17,7 @@ import logging
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -34,6 +34,7 @@ from cluster.node import Node
 from cluster.refs import staged_for
 from cluster.remote import Remote
 from cluster.report import packets, read_some
+from cluster.spread import Attempt, Spread
 from cluster.ssh_command import StageCommand, UnstageCommand
 from cluster.sync import Say, catch_up
 from cluster.versions import stage_peers
@@ -104,15 +105,18 @@ def _spread(
 ) -> None:
     repository = snapshot.repository
     needed = repository.min_copies - 1
-    for peer in stage_peers(snapshot, node.name):
-        if len(copies.devices) == needed:
-            return
-        try:
-            _send(node, snapshot, peer.device, push_id, oids, quarantine)
-        except PeerFailed as error:
-            _log.warning("staging %s on %s failed: %s", repository.name, peer.device.name, error.what)
-        else:
-            copies.devices.append(peer.device)
+
+    def send(device: Device, attempt: Attempt) -> None:
+        _send(node, snapshot, device, push_id, oids, quarantine, attempt)
+
+    def failed(device: Device, error: PeerFailed) -> None:
+        _log.warning("staging %s on %s failed: %s", repository.name, device.name, error.what)
+
+    def late(device: Device) -> None:
+        _drop(node, snapshot, push_id, [device])
+
+    candidates = [peer.device for peer in stage_peers(snapshot, node.name)]
+    copies.devices += Spread(send, failed=failed, late=late).run(candidates, needed)
     short = needed - len(copies.devices)
     if short <= 0:
         return
@@ -125,16 +129,21 @@ def _spread(
 
 
 def _send(
-    node: Node, snapshot: Snapshot, device: Device, push_id: UUID, oids: list[str], quarantine: Path | None
+    node: Node,
+    snapshot: Snapshot,
+    device: Device,
+    push_id: UUID,
+    oids: list[str],
+    quarantine: Path | None,
+    attempt: Attempt,
 ) -> None:
     objects = node.store.path(snapshot.repository.id) / "objects"
     pack: Callable[[], Iterator[bytes]] = lambda: _quarantined(objects, quarantine)  # noqa: E731
-    if _offer(node, snapshot, device, push_id, oids, pack):
+    if _offer(node, snapshot, device, push_id, oids, pack, attempt):
         return
     everything = [value for ref, value in node.store.refs(snapshot.repository.id).items() if ref != HEAD]
-    if not _offer(
-        node, snapshot, device, push_id, oids, lambda: _reachable(objects, quarantine, oids, everything)
-    ):
+    pack = lambda: _reachable(objects, quarantine, oids, everything)  # noqa: E731
+    if not _offer(node, snapshot, device, push_id, oids, pack, attempt):
         raise PeerFailed(f"device {device.name} lacks objects that it should have")
 
 
@@ -145,17 +154,18 @@ def _offer(
     push_id: UUID,
     oids: list[str],
     pack: Callable[[], Iterator[bytes]],
+    attempt: Attempt,
 ) -> bool:
     """Send one pack; whether the keeper found it complete."""
     command = StageCommand(snapshot.repository.name, push_id, snapshot.repository.version)
     with node.peers.run(device, str(command)) as remote:
-        for oid in oids:
-            remote.send(pkt_line(oid.encode()))
-        remote.send(pkt_line(None))
+        attempt.begun(remote.abandon)
+        remote.send(b"".join(pkt_line(oid.encode()) for oid in oids) + pkt_line(None))
         for data in pack():
             remote.send(data)
+            attempt.alive()
         remote.send_eof()
-        verdict = _verdict(remote)
+        verdict = _verdict(remote, attempt)
         remote.finish(SILENCE)
     if verdict not in ("kept", "incomplete"):
         raise PeerFailed(
@@ -164,9 +174,10 @@ def _offer(
     return verdict == "kept"
 
 
-def _verdict(remote: Remote) -> str:
+def _verdict(remote: Remote, attempt: Attempt) -> str:
     text = b""
     while data := remote.receive(1024, SILENCE):
+        attempt.alive()
         text += data
     lines = [line for line in text.decode("utf-8", "replace").splitlines() if line != "working"]
     return lines[-1] if lines else ""
@@ -360,13 +371,10 @@ def _index(path: Path, first: bytes, stream: Input, lock: int) -> bool:
     raise git.failed("index-pack", errors)
 
 
-@contextmanager
-def _locked(node: Node, repository_id: int) -> Iterator[None]:
+def _locked(node: Node, repository_id: int) -> AbstractContextManager[None]:
     """The replica's write lock, for the moment in which staged refs are made or dropped."""
-    with node.store.holding(repository_id, "write", LOCAL_WRITE_WAIT) as got:
-        if not got:
-            raise PeerFailed(f"device {node.name} is in the middle of a write")
-        yield
+    busy = PeerFailed(f"device {node.name} is in the middle of a write")
+    return node.store.locked(repository_id, "write", LOCAL_WRITE_WAIT, busy)
 
 
 def release(node: Node, command: UnstageCommand, actor: Actor) -> int:

@@ -43,6 +43,7 @@ class Store(Refs, Objects):
     def __init__(self, root: Path, device: str, cluster_id: UUID) -> None:
         super().__init__(root, device)
         self.cluster_id = str(cluster_id)
+        self._markers: dict[int, tuple[tuple[int, int, int, int], Marker]] = {}
 
     # ------------------------------------------------------------------------------------- whole replicas
 
@@ -112,8 +113,23 @@ class Store(Refs, Objects):
     # ----------------------------------------------------------------------------------------- the marker
 
     def marker(self, repository_id: int) -> Marker | None:
-        """What the replica says of itself, or None where it says nothing legible."""
-        return marker.read(self.path(repository_id) / "cluster")
+        """What the replica says of itself, or None where it says nothing legible.
+
+        Read anew only where the file is another one, by the same stat data that stand for the refs (refs.py).
+        """
+        folder = self.path(repository_id) / "cluster"
+        try:
+            stat = (folder / marker.FILE).stat()
+        except OSError:
+            return None
+        seen = (stat.st_dev, stat.st_ino, stat.st_ctime_ns, stat.st_size)
+        known = self._markers.get(repository_id)
+        if known is not None and known[0] == seen:
+            return known[1]
+        said = marker.read(folder)
+        if said is not None:
+            self._markers[repository_id] = (seen, said)
+        return said
 
     def mark(self, repository: Repository, position: Position, entries: Iterable[LogEntry] = ()) -> None:
         """Write the marker: whole or not at all, and on the platter before this returns.
@@ -123,6 +139,7 @@ class Store(Refs, Objects):
         folder = self.path(repository.id) / "cluster"
         folder.mkdir(exist_ok=True)
         journal.append(folder / JOURNAL, entries)
+        self._markers.pop(repository.id, None)
         marker.write(
             folder,
             Marker(

@@ -10,6 +10,8 @@ So a sync never copies another device's refs, and a device with a wiped disk can
     apply     under the write lock again: one ref transaction that checks the old values
     claim     the row (compare-and-set from the position we had), then the marker
 
+What was staged here is applied at once, under the lock of the look: no other device is asked for anything.
+
 Refs move before the row does. Cut off in between, the refs are not those of the row's version: the next look sees
 that and takes the untrusted way, which finds nothing left to do.
 """
@@ -48,6 +50,13 @@ _log = logging.getLogger(__name__)
 LOCAL_WRITE_WAIT = 30.0
 """Seconds to wait for this replica's own write to finish moving refs; it takes milliseconds (G5)."""
 
+AT_HAND = 0.25
+"""Seconds for which the write lock is held to see whether all objects are here; of a large push they are counted
+without it."""
+
+FEW_REFS = 200
+"""Refs that are named one by one to say what is here already. Of more, HEAD's branch stands for all."""
+
 
 def _silent(line: str) -> None:
     pass
@@ -73,55 +82,96 @@ class Plan:
 def catch_up(
     node: Node, repository_id: int, say: Say = _silent, gone: Callable[[], bool] = lambda: False
 ) -> Snapshot:
-    """Make this device's replica current; returns the row it ended with. Many callers wait for one sync.
+    """Make this device's replica current; returns the row it ended with. Many callers cost one sync.
 
     Raises Frozen (an interrupted write is in the way, or the database is older than this disk), NoSource, NotFound.
     """
+
+    def alone(tell: Say) -> Snapshot:
+        while True:
+            with node.store.holding(repository_id, "sync", 1.0) as mine:  # another process may be at it
+                if mine:
+                    return _catch_up(node, repository_id, tell)
+            if gone():
+                raise ClientGone("the client hung up while it waited for a sync")
+
     while True:
-        with node.store.holding(repository_id, "sync", 1.0) as mine:
-            if mine:
-                return _catch_up(node, repository_id, say)
-        if gone():
-            raise ClientGone("the client hung up while it waited for a sync")
+        snapshot = node.syncs.run(repository_id, alone, say, gone)
+        if snapshot is not None:
+            return snapshot
+        snapshot = node.db.snapshot_of(
+            repository_id
+        )  # taken after we came: what another one's sync saw may not be
+        if _current(node, snapshot):
+            return snapshot
+
+
+def _current(node: Node, snapshot: Snapshot) -> bool:
+    """Whether row, refs and marker all say that this replica is at the newest version."""
+    newest, mine = snapshot.repository.position, snapshot.of(node.name)
+    if mine is None or mine.position != newest or mine.quarantined or mine.intent is not None:
+        return False
+    marker = node.store.marker(snapshot.repository.id)
+    return (
+        marker is not None
+        and (marker.version, marker.checksum) == (newest.version, str(newest.checksum))
+        and node.store.checksum(snapshot.repository.id) == newest.checksum
+    )
 
 
 def _catch_up(node: Node, repository_id: int, say: Say) -> Snapshot:
     for trust in (True, False):
+        if (snapshot := _once(node, repository_id, say, trust=trust)) is not None:
+            return snapshot
+    raise AssertionError("unreachable: the second round returns or raises")
+
+
+def _once(node: Node, repository_id: int, say: Say, *, trust: bool) -> Snapshot | None:
+    """The row that it ended with; None: what the log says does not fit this disk."""
+    with node.store.adding_objects(repository_id) as objects:
         with _write_lock(node, repository_id):
             snapshot = history.reclaimed(node, node.db.snapshot_of(repository_id))
             plan = _look(node, snapshot, say, trust=trust)
-        if plan is None:
-            return snapshot
-        try:
-            with (
-                node.measures.syncing(trusted=plan.trusted),
-                node.store.adding_objects(repository_id) as objects,
-            ):
-                _fetch(node, snapshot, plan, say, objects)
+            if plan is None:
+                return snapshot
+            here = _at_hand(node, snapshot, plan) if plan.trusted else None
+            done = bool(here) and _carried_out(node, snapshot, plan, lambda: _apply(node, snapshot, plan))
+        if not here:
+
+            def bring() -> None:
+                _fetch(node, snapshot, plan, say, objects, absent=here is False)
                 with _write_lock(node, repository_id):
+                    _refuse_changed(node, snapshot, plan)
                     _apply(node, snapshot, plan)
-        except DiskFailed:  # it says nothing of the copy
+
+            done = _carried_out(node, snapshot, plan, bring)
+    return node.db.snapshot_of(repository_id) if done else None
+
+
+def _carried_out(node: Node, snapshot: Snapshot, plan: Plan, work: Callable[[], None]) -> bool:
+    """Whether it could be done. False: the log does not fit this disk. A plan that trusts nothing has to do."""
+    try:
+        with node.measures.syncing(trusted=plan.trusted):
+            work()
+    except DiskFailed:  # it says nothing of the copy
+        raise
+    except (GitFailed, ReplicaUnfit) as error:
+        if not plan.trusted:
             raise
-        except (GitFailed, ReplicaUnfit) as error:
-            if not trust:
-                raise
-            _log.warning(
-                "sync of repository %s from the log failed (%s); rebuilding", repository_id, error.what
-            )
-            continue
-        return node.db.snapshot_of(repository_id)
-    raise AssertionError("unreachable: the second round returns or raises")
+        _log.warning(
+            "sync of repository %s from the log failed (%s); rebuilding", snapshot.repository.id, error.what
+        )
+        return False
+    return True
 
 
 @contextmanager
 def _write_lock(node: Node, repository_id: int) -> Iterator[None]:
     """The replica's write lock (the file, not the cluster's): inside, no push moves refs here."""
-    with node.store.holding(repository_id, "write", LOCAL_WRITE_WAIT) as got:
-        if not got:
-            raise Frozen(
-                "a write to this replica is still going on",
-                hint="try again in a moment; see `git-cluster status`",
-            )
+    error = Frozen(
+        "a write to this replica is still going on", hint="try again in a moment; see `git-cluster status`"
+    )
+    with node.store.locked(repository_id, "write", LOCAL_WRITE_WAIT, error):
         yield
 
 
@@ -192,20 +242,32 @@ def _changes_since(node: Node, snapshot: Snapshot, was: Position) -> Plan | None
     if updated(was.checksum, updates) != repository.position.checksum:
         return None
     thawed = any(entry.via == "thaw" for entry in entries)
-    zero = git.ZERO[repository.object_format]
-    branch = node.store.head(repository.id)
-    anchor = node.store.values(repository.id, [branch]).values()
     return Plan(
         was=was,
         target=repository.position,
         updates=tuple(updates),
         wanted=_objects(updates),
-        known=tuple({*anchor, *(u.old for u in updates if u.ref != HEAD and u.old != zero)}),
+        known=tuple(
+            {
+                *_anchors(node, repository.id, updates),
+                *(u.old for u in updates if not u.creates and u.ref != HEAD),
+            }
+        ),
         settled=tuple(entry.push_id for entry in entries),
         keep=tuple((u.ref, u.old) for u in updates if thawed and not u.creates),
         trusted=True,
         entries=(replace(entries[0], refs=tuple(updates)),) if len(entries) == 1 else None,
     )
+
+
+def _anchors(node: Node, repository_id: int, updates: list[RefUpdate]) -> set[str]:
+    """What else is here for sure, where the old values of `updates` do not tell: a new ref may start anywhere."""
+    if not any(update.creates and update.ref != HEAD for update in updates):
+        return set()
+    store = node.store
+    if store.packed_refs(repository_id) + store.loose_refs(repository_id) <= FEW_REFS:
+        return {value for ref, value in store.refs(repository_id).items() if ref != HEAD}
+    return set(store.values(repository_id, [store.head(repository_id)]).values())
 
 
 def _everything(node: Node, snapshot: Snapshot, mine: Replica) -> Plan:
@@ -237,9 +299,21 @@ def _objects(updates: list[RefUpdate]) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------ fetch
 
 
-def _fetch(node: Node, snapshot: Snapshot, plan: Plan, say: Say, objects: int) -> None:
-    """Have everything here that `plan.wanted` reaches; no ref refers to it yet. objects: the lock that Git inherits."""
-    if not plan.wanted or node.store.connected(snapshot.repository.id, plan.wanted, plan.known):
+def _at_hand(node: Node, snapshot: Snapshot, plan: Plan) -> bool | None:
+    """Whether everything is here that `plan.wanted` reaches, as it is where it was staged. None: that takes longer."""
+    if not plan.wanted:
+        return True
+    return node.store.connected_soon(snapshot.repository.id, plan.wanted, plan.known, within=AT_HAND)
+
+
+def _fetch(
+    node: Node, snapshot: Snapshot, plan: Plan, say: Say, objects: int, *, absent: bool = False
+) -> None:
+    """Have everything here that `plan.wanted` reaches; no ref refers to it yet. objects: the lock that Git inherits.
+    absent: it is known not to be here."""
+    if not plan.wanted:
+        return
+    if not absent and node.store.connected(snapshot.repository.id, plan.wanted, plan.known):
         return
     behind = snapshot.repository.version - (plan.was.version if plan.was else 0)
     last: ClusterError | None = None
@@ -309,19 +383,26 @@ def _no_source(snapshot: Snapshot, device: str) -> NoSource:
 # ------------------------------------------------------------------------------------------------------ apply
 
 
-def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
-    """Move the refs, then the claim. The replica's write lock is held: nobody else moves refs here."""
-    repository, store = snapshot.repository, node.store
-    now = node.db.snapshot_of(repository.id).of(node.name)
-    if now is None or now.position != plan.was or now.intent is not None:
+def _refuse_changed(node: Node, snapshot: Snapshot, plan: Plan) -> None:
+    """Raise ReplicaUnfit where a push, or a stranger, came by here since the look. With the write lock held again."""
+    now = node.db.snapshot_of(snapshot.repository.id).of(node.name)
+    disk = node.store.checksum(snapshot.repository.id)
+    moved = plan.trusted and plan.was is not None and disk != plan.was.checksum
+    if now is None or now.position != plan.was or now.intent is not None or moved:
         raise ReplicaUnfit("the replica changed while it was synced")
+
+
+def _apply(node: Node, snapshot: Snapshot, plan: Plan) -> None:
+    """Move the refs, then the claim. The replica's write lock is held: nobody else moves refs here, and this replica
+    has no intent."""
+    repository, store = snapshot.repository, node.store
     if plan.keep:
         kept = store.keep_lost(repository.id, plan.keep)
         _log.warning(
             "%s: kept what is given up as %s", repository.name, ", ".join(kept) or "(nothing readable)"
         )
-    store.remove_stale_locks(repository.id)
-    store.apply(repository.id, plan.updates)
+    store.remove_stale_locks(repository.id, suspected=True)
+    store.apply(repository.id, plan.updates, settled=plan.settled)
     if not plan.trusted and store.checksum(repository.id) != plan.target.checksum:
         raise ReplicaUnfit("after a rebuild the refs are still not those of the newest version")
     store.remember(repository.id, plan.target.checksum)

@@ -11,6 +11,7 @@ Its states, each entered by the method behind the name:
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -19,10 +20,14 @@ CHUNK = 65536
 
 
 class CuttingProxy:
-    """Passes connections to 127.0.0.1:`port` on to `target`: (host, port), or the path of a Unix socket."""
+    """Passes connections to 127.0.0.1:`port` on to `target`: (host, port), or the path of a Unix socket.
+
+    accepted: connections so far. carried: bytes so far, both ways.
+    """
 
     def __init__(self, target: tuple[str, int] | Path) -> None:
         self._target = target
+        self.accepted = self.carried = 0
         self._mutex = Lock()
         self._links: set[_Link] = set()
         self._requests, self._answers = Event(), Event()
@@ -83,16 +88,21 @@ class CuttingProxy:
                     if passing:
                         self._links.add(link)
                 if passing:
+                    self.accepted += 1
                     Thread(target=self._serve, args=(link,), daemon=True).start()
                 else:
                     link.close()
+
+    def _count(self, size: int) -> None:
+        with self._mutex:
+            self.carried += size
 
     def _serve(self, link: _Link) -> None:
         try:
             self._requests.wait()
             with suppress(OSError):
                 link.connect(self.target_of(link.client))
-                link.pass_on(self._requests, self._answers)
+                link.pass_on(self._requests, self._answers, self._count)
         finally:
             with self._mutex:
                 self._links.discard(link)
@@ -126,17 +136,20 @@ class _Link:
             if self._ended:
                 raise ConnectionAbortedError
 
-    def pass_on(self, requests: Event, answers: Event) -> None:
+    def pass_on(self, requests: Event, answers: Event, count: Callable[[int], None]) -> None:
         """Carry both directions until both have ended."""
         assert self._server is not None
-        back = Thread(target=self._pump, args=(self._server, self._client, answers), daemon=True)
+        back = Thread(target=self._pump, args=(self._server, self._client, answers, count), daemon=True)
         back.start()
-        self._pump(self._client, self._server, requests)
+        self._pump(self._client, self._server, requests, count)
         back.join()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, passing: Event) -> None:
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, passing: Event, count: Callable[[int], None]
+    ) -> None:
         try:
             while data := source.recv(CHUNK):
+                count(len(data))
                 passing.wait()
                 sink.sendall(data)
             passing.wait()

@@ -42,18 +42,24 @@ class Replicas(Connections):
         """What happened after `since` up to `until`: each ref's first old and last new value (where they differ),
         and the entries (without their refs)."""
         rows = self._read(
-            """select ref, (array_agg(old order by version))[1] as old, (array_agg(new order by version desc))[1] as new
+            """select ref, (array_agg(old order by version))[1] as old,
+                      (array_agg(new order by version desc))[1] as new,
+                      null::bigint as version, null::uuid as push_id, null as actor, null as device, null as via,
+                      null as address, null::timestamptz as at, null::bytea as checksum
                  from push_ref where repository_id = %(id)s and version > %(since)s and version <= %(until)s
-                group by ref order by ref""",
+                group by ref
+                union all
+               select null, null, null, version, push_id, actor, device, via, address, at, checksum from push
+                where repository_id = %(id)s and version > %(since)s and version <= %(until)s
+                order by ref, version""",
             {"id": repository_id, "since": since, "until": until},
         )
-        entries = self._read(
-            """select version, push_id, actor, device, via, address, at, checksum from push
-                where repository_id = %(id)s and version > %(since)s and version <= %(until)s order by version""",
-            {"id": repository_id, "since": since, "until": until},
-        )
-        updates = [RefUpdate(row["ref"], row["old"], row["new"]) for row in rows if row["old"] != row["new"]]
-        return updates, [log_entry_of(row, ()) for row in entries]
+        updates = [
+            RefUpdate(row["ref"], row["old"], row["new"])
+            for row in rows
+            if row["version"] is None and row["old"] != row["new"]
+        ]
+        return updates, [log_entry_of(row, ()) for row in rows if row["version"] is not None]
 
     def refs_at(self, repository_id: int, version: int) -> dict[str, str]:
         """Every ref (and HEAD) as the log says it stood at `version`; deleted ones are left out."""
