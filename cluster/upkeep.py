@@ -44,6 +44,9 @@ RETRY = 3600.0
 HELP = 60.0
 """Seconds after which that is tried again where another device can help now, or a copy is still aside."""
 
+MOST_TRIED = 10_000
+"""Replicas of which it is remembered when they were verified, before those are forgotten for which RETRY is over."""
+
 REST = 9.0
 """Times the time that a check took, for which verification rests."""
 
@@ -188,7 +191,9 @@ class Caretaker:
 
     def _verify_now(self, repository_id: int) -> None:
         node = self._node
-        self._tried[repository_id] = time.monotonic()
+        self._tried[repository_id] = now = time.monotonic()
+        if len(self._tried) > MOST_TRIED:
+            self._tried = {id: at for id, at in self._tried.items() if now - at < RETRY}
         with self._mutex:
             self._suspects.discard(repository_id)
         try:

@@ -25,7 +25,6 @@ from tests.cluster_fixture import Cluster, Project
 from tests.ssh_fixture import until
 
 FILL = """
-set session_replication_role = replica;
 insert into device (name, ssh_url, host_key, last_seen_at, mode, stopped) values
     ('a', 'ssh://a', 'k', now() + interval '1 hour', 'enabled', false),
     ('b', 'ssh://b', 'k', now() + interval '1 hour', 'draining', false),
@@ -79,13 +78,19 @@ def sql(db: Database, query: str, *values: object) -> list[tuple[Any, ...]]:
 
 def test_states_are_those_of_the_status_document(db: Database) -> None:
     sql(db, FILL)
-    document = status.observe(db, "test")
-    expected = Counter(entry["state"] for entry in document["repositories"])
+    entries = list(status.every_entry(db))
+    expected = Counter(entry["state"] for entry in entries)
     assert set(expected) == {"healthy", "degraded", "frozen", "unavailable"} and sum(expected.values()) > 2000
     assert db.repository_states() == dict(expected)
+    down = [device.id for device in db.devices() if device.state not in ("online", "draining")]
+    worst = db.worst_names(down, limit=5000)
+    states = {entry["name"]: entry["state"] for entry in entries}
+    found_there = [state for name in worst if (state := states[name]) != "healthy"]
+    assert Counter(found_there) == {state: count for state, count in expected.items() if state != "healthy"}
+    assert found_there == sorted(found_there, key=status.WORST_FIRST.index), "what needs attention first"
     behind = Counter(
         replica["device"]
-        for entry in document["repositories"]
+        for entry in entries
         for replica in entry["replicas"]
         if replica["version"] != entry["version"]
     )

@@ -228,7 +228,7 @@ def _concerning(table: LiteralString, columns: LiteralString) -> LiteralString:
 
     Each branch names actor, group and, where it is no wildcard, pattern exactly, so that each is a look-up in an index
     (of <table>_once, <table>_wildcard) however many others there are. With one `or` for all of them PostgreSQL may read
-    every grant on a repository, or every wildcard. tests/bench_scale.py measures it.
+    every grant on a repository, or every wildcard. tests/test_plans.py holds it to that.
     """
     lists: LiteralString = ""
     for which in ("g.pattern = %(name)s", "g.wildcard"):

@@ -235,7 +235,7 @@ declare
 begin
     update repository set replicas = replicas + more where id = moved.repository_id
         returning name is not null into named;
-    if named then
+    if named then -- null: the repository is gone, and took this with it
         perform count_in(moved.device_id, more);
     end if;
     return null;

@@ -73,7 +73,9 @@ def plans(url: str, statement: Statement) -> list[tuple[str, str]]:
                 with psycopg.Cursor(self.connection, row_factory=tuple_row) as cursor:
                     with self.connection.transaction(force_rollback=True):
                         cursor.execute(f"explain (analyze, buffers, timing off, summary off) {query}", params)
-                        seen.append((query, "\n".join(line for (line,) in cursor.fetchall())))
+                        plan = "\n".join(line for (line,) in cursor.fetchall())
+                    if "Scan" in plan:
+                        seen.append((query, plan))
             return super().execute(query, params, **options)
 
     with opened(url) as db:
