@@ -101,11 +101,11 @@ class World:
     # --------------------------------------------------------------------------------------- what takes time
 
     def trip(self, rtt: float, count: float = 1.0) -> Process:
-        yield self.env.timeout(rtt * count)
+        yield self.env.timeout(rtt * max(0.0, count))
 
     def ask(self, count: float = 1.0) -> Process:
         """Trips to the database: distance, and PostgreSQL's work."""
-        yield self.env.timeout(self.setting.rtt_database * count)
+        yield from self.trip(self.setting.rtt_database, count)
         yield from self.database_cores.use(self.constants.statement * count)
 
     def flush(self) -> Process:
@@ -138,9 +138,10 @@ class World:
             left -= part
 
     def _share(self, costs: Costs, step: str, work: Work) -> Work:
-        """Of a push's CPU what falls to a step: as its seconds at no distance. Not more than those."""
+        """Of a push's CPU what falls to a step ("stage" has its own): as its seconds at no distance. Not more than
+        those."""
         mine = self.own(costs, step)
-        whole = sum(self.own(costs, each) for each in costs)
+        whole = sum(self.own(costs, each) for each in costs if each != Step.STAGE)
         part = mine / whole if whole > 0 else 0.0
         most = mine / work.all if work.all else 0.0
         return Work(work.daemon * min(part, most), work.git * min(part, most))
@@ -171,7 +172,7 @@ class World:
         """The steps, as `push` in cluster/session.py has them."""
         constants, setting = self.constants, self.setting
         copies = min(setting.min_copies, len(repository.holders))
-        costs = constants.push[copies]
+        costs = constants.push[min(copies, 2)]
         work = constants.work_push
         yield from self._client()
         yield from self._step(device, costs, CONNECT, work)
@@ -184,7 +185,7 @@ class World:
         if repository.intent is not None:
             yield from self.ask()  # is it alive?
         keepers = self._keepers(repository, device, copies - 1)
-        yield from self._stage(repository, costs[Step.STAGE], seen, device, keepers)
+        yield from self._stage(repository, seen, device, keepers)
         if repository.at[device] < repository.version and repository.intent is None:
             yield from self.sync(repository, device)
         with repository.turns[device].request() as turn:
@@ -192,11 +193,10 @@ class World:
             lock, granted = yield from self._locked(repository, costs[Step.LOCK])
             known = self.env.now
             yield from self._held(repository, device, costs, work, keepers)
+            self.env.process(self._release(repository, lock, granted))
+            yield from self.trip(setting.rtt_database, constants.after_release(copies))
             if self.counts:
-                self.outcome.held.append(self.env.now - known + self._after_release())
-                self.outcome.locked += self.env.now - granted
-            repository.lock.release(lock)
-            yield self.env.timeout(self._after_release())
+                self.outcome.held.append(self.env.now - known)
             version = repository.at[device]
         yield from self._step(device, costs, Step.ACKNOWLEDGE, work)
         repository.acknowledged_at[version] = self.env.now
@@ -206,24 +206,31 @@ class World:
         others = [other for other in repository.holders if other != device]
         return sorted(others, key=lambda other: -repository.at[other])[:count]
 
-    def _stage(
-        self, repository: Repository, cost: Cost, seen: int, device: int, keepers: list[int]
-    ) -> Process:
-        """Each keeper is asked, brings itself to what the client saw, and takes the objects."""
-        constants, spent = self.constants, 0.0
-        yield self.env.timeout(self.setting.rtt_peers * cost.peers)
-        yield from self.ask(cost.database)
+    def _stage(self, repository: Repository, seen: int, device: int, keepers: list[int]) -> Process:
+        """One keeper after another is asked, brings itself to what the client saw, and takes the objects."""
+        constants = self.constants
+        base, more = constants.push[1][Step.STAGE], constants.push[2][Step.STAGE]
+        each = Cost(more.seconds - base.seconds, more.database - base.database, more.peers - base.peers)
+        yield from self.ask(base.database)
+        yield self.env.timeout(max(0.0, base.seconds - base.database * constants.statement))
         for keeper in keepers:
+            yield self.env.timeout(self.setting.rtt_peers * each.peers)
+            yield from self.ask(each.database)
             if repository.at[keeper] < seen:
                 yield from self.sync(repository, keeper)
             yield from self.work(device, constants.work_send)
             yield from self.work(keeper, constants.work_keep)
-            spent += constants.work_send.all + constants.work_keep.all
-        yield self.env.timeout(max(0.0, cost.seconds - cost.database * constants.statement - spent))
+            spent = constants.work_send.all + constants.work_keep.all + each.database * constants.statement
+            yield self.env.timeout(max(0.0, each.seconds - spent))
 
-    def _after_release(self) -> float:
-        """From the moment at which PostgreSQL gives the lock to the next until the device has heard of it all."""
-        return self.setting.rtt_database * (self.constants.unlock - 0.5)
+    def _release(
+        self, repository: Repository, lock: simpy.resources.resource.Request, granted: float
+    ) -> Process:
+        """The lock is the next one's when PostgreSQL hears of it, whoever waits for its answer."""
+        yield from self.trip(self.setting.rtt_database, 0.5)
+        repository.lock.release(lock)
+        if self.counts:
+            self.outcome.locked.append(self.env.now - granted)
 
     def _locked(
         self, repository: Repository, cost: Cost
@@ -274,7 +281,9 @@ class World:
         yield from self.work(device, self._share(costs, Step.COMMIT, work), self.own(costs, Step.COMMIT))
         mark = costs[Step.MARK]
         yield from self.work(device, self._share(costs, Step.MARK, work), self.own(costs, Step.MARK))
-        yield from self.trip(self.setting.rtt_database, mark.database - self.constants.unlock + 0.5)
+        yield from self.trip(
+            self.setting.rtt_database, mark.database - self.constants.after_release(len(keepers) + 1)
+        )
         yield from self.database_cores.use(self.constants.statement * mark.database)
 
     def _commit(self, repository: Repository, device: int, keepers: list[int]) -> None:

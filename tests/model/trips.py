@@ -49,17 +49,23 @@ def notified(site: Site) -> float:
 
 
 def waiting_for_the_lock(site: Site) -> tuple[int, int]:
-    """Further trips of a push that finds the write lock taken: before it queues, and after it got it."""
+    """Trips of a push that finds the write lock taken: before it queues, and how many more once it got it."""
     repository, branch = site.repository(), site.branch(20)
     number = site.cluster.snapshot(repository).repository.id
-    free = _from_the_lock(_own(site, _logged_push(site, repository, branch, None)))
+    free = _own(site, _logged_push(site, repository, branch, None))
     taken = _own(site, _logged_push(site, repository, branch, number))
-    asked = next(i for i, one in enumerate(taken) if "pg_advisory_lock(" in one.text)
-    tried = next(i for i, one in enumerate(taken) if "pg_try_advisory_lock" in one.text)
-    session = taken[asked].session
-    before = sum(one.session == session for one in taken[tried:asked])
-    after = sum(one.session == session for one in taken[asked + 1 :])
-    return before, max(0, after - sum(one.session == free[0].session for one in free[1:]))
+    tried = _first(taken, "pg_try_advisory_lock")
+    asked = _first(taken, "pg_advisory_lock(")
+    usual = _first(free, "pg_try_advisory_lock")
+    if tried is None or asked is None or usual is None:  # it queues at once
+        return 0, 0
+    before = sum(one.session == taken[asked].session for one in taken[tried:asked])
+    after = sum(one.session == taken[asked].session for one in taken[asked + 1 :])
+    return before, max(0, after - sum(one.session == free[usual].session for one in free[usual + 1 :]))
+
+
+def _first(found: list[Statement], word: str) -> int | None:
+    return next((number for number, one in enumerate(found) if word in one.text), None)
 
 
 def _logged_push(site: Site, repository: str, branch: Branch, locked: int | None) -> list[Statement]:
@@ -90,11 +96,6 @@ def _push_against_a_lock(site: Site, repository: str, branch: Branch, number: in
 def _own(site: Site, found: list[Statement]) -> list[Statement]:
     address = site.cluster.devices["a"].host
     return [one for one in found if one.address == address]
-
-
-def _from_the_lock(found: list[Statement]) -> list[Statement]:
-    start = next(i for i, one in enumerate(found) if "pg_try_advisory_lock" in one.text)
-    return found[start:]
 
 
 def listed(site: Site, found: list[Statement]) -> list[dict[str, str]]:
