@@ -64,14 +64,17 @@ def calibrate(site: Site, tell: Callable[[str], None]) -> dict[str, Any]:
         site.distances.set()
     tell("statements")
     runs = {copies: trips.of_a_push(site, copies) for copies in COPIES}
-    before, after = trips.waiting_for_the_lock(site)
+    before, after = trips.waiting_for_the_lock(site, FAR)
+    costs, notified = _costs(near, far), trips.notified(site)
+    asked = sum(cost["database"] for cost in costs["push"]["1"].values())
+    asked += 2 * costs["fetched"]["database"] + 3 * notified  # the other replicas; every device
     constants = {
-        **_costs(near, far),
+        **costs,
         **_works(alone, near),
         "client": near[1].client,
-        "statement": near[1].database / len(runs[1]),
+        "statement": near[1].database / asked,
         "flush": trips.flush(site),
-        "notified": trips.notified(site),
+        "notified": notified,
         "wait_before": before,
         "wait_after": after,
         "unlock": max(1, sum("pg_advisory_unlock" in one.text for one in runs[1])),
