@@ -22,7 +22,7 @@ from tests.model.constants import CONNECT, PUSH_STEPS, READ_STEPS, Cost, Work
 from tests.model.instruments import Cpu, cpu, cpu_of_postgres, figures
 from tests.model.site import Site
 
-FAR = 0.1
+FAR = 0.15
 """Seconds of round trip for counting trips: far more than what a shared machine is late by."""
 
 NEAR_ROUNDS, FAR_ROUNDS = 15, 4
@@ -31,8 +31,10 @@ COPIES = (1, 2)
 
 @dataclass
 class Sample:
-    """Single pushes of one kind at one distance, each followed by a read elsewhere once all is quiet. Of seconds all
-    are kept: what is measured is their median, what is compared their least, to which no other program has added."""
+    """Single pushes of one kind at one distance, each followed by a read elsewhere once all is quiet.
+
+    All seconds are kept: a cost is their median, and trips are counted from their lower quartile.
+    """
 
     steps: dict[str, list[float]]
     read: dict[str, list[float]]
@@ -108,8 +110,13 @@ def _costs(near: Mapping[int, Sample], far: Mapping[int, Mapping[str, Sample]]) 
 
 def _cost(near: list[float], far: Mapping[str, list[float]]) -> dict[str, float]:
     """Trips are whole ones: of a sync, the notification's way and that of the claim make one."""
-    counted = {where: max(0.0, round((min(one) - min(near)) / FAR)) for where, one in far.items()}
+    counted = {where: max(0.0, round((_low(one) - _low(near)) / FAR)) for where, one in far.items()}
     return asdict(Cost(seconds=statistics.median(near), **counted))
+
+
+def _low(seconds: list[float]) -> float:
+    """Their lower quartile: other programs only ever add."""
+    return sorted(seconds)[len(seconds) // 4]
 
 
 def _works(alone: Sample, near: Mapping[int, Sample]) -> dict[str, Any]:
@@ -226,7 +233,7 @@ class _Read:
 
 def _samples(subjects: Mapping[int, _Subject], rounds: int, idle: Mapping[str, Cpu]) -> dict[int, Sample]:
     """Rounds of all in turn, so that what else the machine does meets all of them."""
-    for _ in range(2):  # connections are made, statements prepared
+    for _ in range(2 if rounds == NEAR_ROUNDS else 1):  # connections are made, statements prepared
         for subject in subjects.values():
             subject.round(idle)
     for subject in subjects.values():

@@ -25,6 +25,9 @@ from tests.model.parts import QUANTUM, Cores, Outcome, Process, Repository, Sett
 
 Costs = Mapping[str, Cost]
 
+CLOSING = 0.2
+"""Of the seconds of "connect", the part that comes after the answer: programs end, connections are closed."""
+
 SLICE = 1.0
 """Seconds for which a push queues for the write lock before it looks around (cluster/locks.py)."""
 
@@ -137,14 +140,14 @@ class World:
                 yield from self.cores[device].use(part)
             left -= part
 
-    def _share(self, costs: Costs, step: str, work: Work) -> Work:
+    def _share(self, costs: Costs, step: str, work: Work, *, most: float | None = None) -> Work:
         """Of a push's CPU what falls to a step ("stage" has its own): as its seconds at no distance. Not more than
         those."""
         mine = self.own(costs, step)
         whole = sum(self.own(costs, each) for each in costs if each != Step.STAGE)
         part = mine / whole if whole > 0 else 0.0
-        most = mine / work.all if work.all else 0.0
-        return Work(work.daemon * min(part, most), work.git * min(part, most))
+        part = min(part, (mine if most is None else most) / work.all if work.all else 0.0)
+        return Work(work.daemon * part, work.git * part)
 
     def own(self, costs: Costs, step: str) -> float:
         """A step's seconds at no distance without the client's and PostgreSQL's parts: those are spent elsewhere."""
@@ -160,11 +163,17 @@ class World:
         yield from self.ask(cost.database)
         yield from self.work(device, self._share(costs, step, work), self.own(costs, step))
 
-    def _client(self) -> Process:
+    def _connect(self, device: int, costs: Costs, work: Work) -> Process:
+        """The client's programs, and all of "connect" but what comes after the answer."""
+        cost, setting = costs[CONNECT], self.setting
         if self.client_cores:
             yield from self.client_cores.use(self.constants.client)
         else:
             yield self.env.timeout(self.constants.client)
+        yield from self.trip(setting.rtt_clients, cost.clients)
+        yield from self.ask(cost.database)
+        own = (1 - CLOSING) * self.own(costs, CONNECT)
+        yield from self.work(device, self._share(costs, CONNECT, work, most=own), own)
 
     # --------------------------------------------------------------------------------------- a push
 
@@ -174,8 +183,7 @@ class World:
         copies = min(setting.min_copies, len(repository.holders))
         costs = constants.push[min(copies, 2)]
         work = constants.work_push
-        yield from self._client()
-        yield from self._step(device, costs, CONNECT, work)
+        yield from self._connect(device, costs, work)
         yield from self._step(device, costs, Step.AUTHORIZE, work)
         yield from self._step(device, costs, Step.CATCH_UP, work)
         yield from self.fresh(repository, device)
@@ -200,6 +208,7 @@ class World:
             version = repository.at[device]
         yield from self._step(device, costs, Step.ACKNOWLEDGE, work)
         repository.acknowledged_at[version] = self.env.now
+        yield self.env.timeout(CLOSING * self.own(costs, CONNECT))
 
     def _keepers(self, repository: Repository, device: int, count: int) -> list[int]:
         """Who has the newest version first, as stage_peers prefers them."""
@@ -370,12 +379,12 @@ class World:
         """The steps of a read, on a device that holds the repository."""
         constants = self.constants
         costs, work = constants.read, constants.work_read
-        yield from self._client()
-        yield from self._step(device, costs, CONNECT, work)
+        yield from self._connect(device, costs, work)
         yield from self._step(device, costs, ReadStep.AUTHORIZE, work)
         yield from self._step(device, costs, ReadStep.CATCH_UP, work)
         yield from self.fresh(repository, device)
         yield from self._step(device, costs, ReadStep.SERVE, work)
+        yield self.env.timeout(CLOSING * self.own(costs, CONNECT))
 
 
 def simulate(constants: Constants, setting: Setting) -> Outcome:
