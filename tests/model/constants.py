@@ -61,7 +61,7 @@ class Constants:
     notified: trips of each device for each push anywhere, beside its syncs.
     wait_before, wait_after: trips of a push that finds the write lock taken by another device: before it queues (the
     try in vain included) and, holding the lock, after it got it.
-    unlock: which trip of "mark" gives the lock back, counted from the step's end.
+    unlock: trips of a push that give locks back.
     """
 
     push: Mapping[int, Mapping[str, Cost]]
@@ -84,10 +84,14 @@ class Constants:
     wait_after: int
     unlock: int
 
+    def after_release(self, min_copies: int) -> float:
+        """Trips of "mark" from the one on that gives the write lock back. None, where nobody waits for its answer."""
+        return min(float(self.unlock), self.push[min(min_copies, 2)][Step.MARK].database)
+
     def trips_held(self, min_copies: int) -> float:
-        """Round trips for which PostgreSQL has the write lock taken: half of the grant's and half of the release's."""
-        steps = self.push[min_copies]
-        return sum(steps[step].database for step in HELD) - self.unlock + 1
+        """Trips for which PostgreSQL has the write lock taken: from half of the grant's to half of the release's."""
+        held = sum(self.push[min(min_copies, 2)][step].database for step in HELD)
+        return held - self.after_release(min_copies) + 1
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Constants:

@@ -179,7 +179,7 @@ def main() -> int:
                 row = measure(here, scenario)
                 data["measured"].append(row)
                 tell(_line(row))
-    options.file.write_text(json.dumps(_rounded(data), indent=1) + "\n")
+        options.file.write_text(json.dumps(_rounded(data), indent=1) + "\n")
     return 0
 
 

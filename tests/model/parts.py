@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import simpy
@@ -23,6 +24,7 @@ class Setting:
     turn. spread: whether the pushers of one repository go to different devices, or all to one of its replicas.
     rtt_*: seconds of round trip. cores: of each device. one_machine: cores of a machine that has all of it: devices,
     database and clients; None: each has its own. daemons: processes of a device that share its work.
+    min_copies: each copy beyond the first is staged on one peer after another.
     readers: clients that read, each from a device that holds its repository.
     """
 
@@ -49,8 +51,8 @@ class Setting:
 class Outcome:
     """pushes, reads: per second. Each of the others is a list of seconds.
 
-    latencies: of pushes. held: the steps in which a device holds the write lock, as it sees them. locked: the sum of
-    what PostgreSQL sees of that. fresh: from a commit until a replica has it by itself; stale: the same from the
+    latencies: of pushes. held: the steps in which a device holds the write lock, as it sees them; locked: the same as
+    PostgreSQL sees it. fresh: from a commit until a replica has it by itself; stale: the same from the
     acknowledgement. read: of reads; after: of a read on another device right after a push was acknowledged.
     """
 
@@ -58,7 +60,7 @@ class Outcome:
     reads: float = 0.0
     latencies: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
-    locked: float = 0.0
+    locked: list[float] = field(default_factory=list)
     fresh: list[float] = field(default_factory=list)
     stale: list[float] = field(default_factory=list)
     read: list[float] = field(default_factory=list)
@@ -92,12 +94,12 @@ class Repository:
 
 
 class Cores:
-    """Some cores; tasks share them in turns. A fraction of a core is a core that is slower."""
+    """Some cores; tasks share them in turns. One and a half are two that are slower."""
 
     def __init__(self, env: simpy.Environment, count: float) -> None:
         self._env = env
-        self._cores = simpy.Resource(env, capacity=max(1, int(count)))
-        self._slower = max(1, int(count)) / count
+        self._cores = simpy.Resource(env, capacity=ceil(count))
+        self._slower = ceil(count) / count
 
     def use(self, seconds: float) -> Process:
         left = seconds * self._slower

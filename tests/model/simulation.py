@@ -25,6 +25,9 @@ from tests.model.parts import QUANTUM, Cores, Outcome, Process, Repository, Sett
 
 Costs = Mapping[str, Cost]
 
+CLOSING = 0.2
+"""Of the seconds of "connect", the part that comes after the answer: programs end, connections are closed."""
+
 SLICE = 1.0
 """Seconds for which a push queues for the write lock before it looks around (cluster/locks.py)."""
 
@@ -101,11 +104,11 @@ class World:
     # --------------------------------------------------------------------------------------- what takes time
 
     def trip(self, rtt: float, count: float = 1.0) -> Process:
-        yield self.env.timeout(rtt * count)
+        yield self.env.timeout(rtt * max(0.0, count))
 
     def ask(self, count: float = 1.0) -> Process:
         """Trips to the database: distance, and PostgreSQL's work."""
-        yield self.env.timeout(self.setting.rtt_database * count)
+        yield from self.trip(self.setting.rtt_database, count)
         yield from self.database_cores.use(self.constants.statement * count)
 
     def flush(self) -> Process:
@@ -137,13 +140,14 @@ class World:
                 yield from self.cores[device].use(part)
             left -= part
 
-    def _share(self, costs: Costs, step: str, work: Work) -> Work:
-        """Of a push's CPU what falls to a step: as its seconds at no distance. Not more than those."""
+    def _share(self, costs: Costs, step: str, work: Work, *, most: float | None = None) -> Work:
+        """Of a push's CPU what falls to a step ("stage" has its own): as its seconds at no distance. Not more than
+        those."""
         mine = self.own(costs, step)
-        whole = sum(self.own(costs, each) for each in costs)
+        whole = sum(self.own(costs, each) for each in costs if each != Step.STAGE)
         part = mine / whole if whole > 0 else 0.0
-        most = mine / work.all if work.all else 0.0
-        return Work(work.daemon * min(part, most), work.git * min(part, most))
+        part = min(part, (mine if most is None else most) / work.all if work.all else 0.0)
+        return Work(work.daemon * part, work.git * part)
 
     def own(self, costs: Costs, step: str) -> float:
         """A step's seconds at no distance without the client's and PostgreSQL's parts: those are spent elsewhere."""
@@ -159,11 +163,17 @@ class World:
         yield from self.ask(cost.database)
         yield from self.work(device, self._share(costs, step, work), self.own(costs, step))
 
-    def _client(self) -> Process:
+    def _connect(self, device: int, costs: Costs, work: Work) -> Process:
+        """The client's programs, and all of "connect" but what comes after the answer."""
+        cost, setting = costs[CONNECT], self.setting
         if self.client_cores:
             yield from self.client_cores.use(self.constants.client)
         else:
             yield self.env.timeout(self.constants.client)
+        yield from self.trip(setting.rtt_clients, cost.clients)
+        yield from self.ask(cost.database)
+        own = (1 - CLOSING) * self.own(costs, CONNECT)
+        yield from self.work(device, self._share(costs, CONNECT, work, most=own), own)
 
     # --------------------------------------------------------------------------------------- a push
 
@@ -171,10 +181,9 @@ class World:
         """The steps, as `push` in cluster/session.py has them."""
         constants, setting = self.constants, self.setting
         copies = min(setting.min_copies, len(repository.holders))
-        costs = constants.push[copies]
+        costs = constants.push[min(copies, 2)]
         work = constants.work_push
-        yield from self._client()
-        yield from self._step(device, costs, CONNECT, work)
+        yield from self._connect(device, costs, work)
         yield from self._step(device, costs, Step.AUTHORIZE, work)
         yield from self._step(device, costs, Step.CATCH_UP, work)
         yield from self.fresh(repository, device)
@@ -184,7 +193,7 @@ class World:
         if repository.intent is not None:
             yield from self.ask()  # is it alive?
         keepers = self._keepers(repository, device, copies - 1)
-        yield from self._stage(repository, costs[Step.STAGE], seen, device, keepers)
+        yield from self._stage(repository, seen, device, keepers)
         if repository.at[device] < repository.version and repository.intent is None:
             yield from self.sync(repository, device)
         with repository.turns[device].request() as turn:
@@ -192,38 +201,45 @@ class World:
             lock, granted = yield from self._locked(repository, costs[Step.LOCK])
             known = self.env.now
             yield from self._held(repository, device, costs, work, keepers)
+            self.env.process(self._release(repository, lock, granted))
+            yield from self.trip(setting.rtt_database, constants.after_release(copies))
             if self.counts:
-                self.outcome.held.append(self.env.now - known + self._after_release())
-                self.outcome.locked += self.env.now - granted
-            repository.lock.release(lock)
-            yield self.env.timeout(self._after_release())
+                self.outcome.held.append(self.env.now - known)
             version = repository.at[device]
         yield from self._step(device, costs, Step.ACKNOWLEDGE, work)
         repository.acknowledged_at[version] = self.env.now
+        yield self.env.timeout(CLOSING * self.own(costs, CONNECT))
 
     def _keepers(self, repository: Repository, device: int, count: int) -> list[int]:
         """Who has the newest version first, as stage_peers prefers them."""
         others = [other for other in repository.holders if other != device]
         return sorted(others, key=lambda other: -repository.at[other])[:count]
 
-    def _stage(
-        self, repository: Repository, cost: Cost, seen: int, device: int, keepers: list[int]
-    ) -> Process:
-        """Each keeper is asked, brings itself to what the client saw, and takes the objects."""
-        constants, spent = self.constants, 0.0
-        yield self.env.timeout(self.setting.rtt_peers * cost.peers)
-        yield from self.ask(cost.database)
+    def _stage(self, repository: Repository, seen: int, device: int, keepers: list[int]) -> Process:
+        """One keeper after another is asked, brings itself to what the client saw, and takes the objects."""
+        constants = self.constants
+        base, more = constants.push[1][Step.STAGE], constants.push[2][Step.STAGE]
+        each = Cost(more.seconds - base.seconds, more.database - base.database, more.peers - base.peers)
+        yield from self.ask(base.database)
+        yield self.env.timeout(max(0.0, base.seconds - base.database * constants.statement))
         for keeper in keepers:
+            yield self.env.timeout(self.setting.rtt_peers * each.peers)
+            yield from self.ask(each.database)
             if repository.at[keeper] < seen:
                 yield from self.sync(repository, keeper)
             yield from self.work(device, constants.work_send)
             yield from self.work(keeper, constants.work_keep)
-            spent += constants.work_send.all + constants.work_keep.all
-        yield self.env.timeout(max(0.0, cost.seconds - cost.database * constants.statement - spent))
+            spent = constants.work_send.all + constants.work_keep.all + each.database * constants.statement
+            yield self.env.timeout(max(0.0, each.seconds - spent))
 
-    def _after_release(self) -> float:
-        """From the moment at which PostgreSQL gives the lock to the next until the device has heard of it all."""
-        return self.setting.rtt_database * (self.constants.unlock - 0.5)
+    def _release(
+        self, repository: Repository, lock: simpy.resources.resource.Request, granted: float
+    ) -> Process:
+        """The lock is the next one's when PostgreSQL hears of it, whoever waits for its answer."""
+        yield from self.trip(self.setting.rtt_database, 0.5)
+        repository.lock.release(lock)
+        if self.counts:
+            self.outcome.locked.append(self.env.now - granted)
 
     def _locked(
         self, repository: Repository, cost: Cost
@@ -274,7 +290,9 @@ class World:
         yield from self.work(device, self._share(costs, Step.COMMIT, work), self.own(costs, Step.COMMIT))
         mark = costs[Step.MARK]
         yield from self.work(device, self._share(costs, Step.MARK, work), self.own(costs, Step.MARK))
-        yield from self.trip(self.setting.rtt_database, mark.database - self.constants.unlock + 0.5)
+        yield from self.trip(
+            self.setting.rtt_database, mark.database - self.constants.after_release(len(keepers) + 1)
+        )
         yield from self.database_cores.use(self.constants.statement * mark.database)
 
     def _commit(self, repository: Repository, device: int, keepers: list[int]) -> None:
@@ -361,12 +379,12 @@ class World:
         """The steps of a read, on a device that holds the repository."""
         constants = self.constants
         costs, work = constants.read, constants.work_read
-        yield from self._client()
-        yield from self._step(device, costs, CONNECT, work)
+        yield from self._connect(device, costs, work)
         yield from self._step(device, costs, ReadStep.AUTHORIZE, work)
         yield from self._step(device, costs, ReadStep.CATCH_UP, work)
         yield from self.fresh(repository, device)
         yield from self._step(device, costs, ReadStep.SERVE, work)
+        yield self.env.timeout(CLOSING * self.own(costs, CONNECT))
 
 
 def simulate(constants: Constants, setting: Setting) -> Outcome:

@@ -36,7 +36,7 @@ def notified(site: Site) -> float:
     repository, branch = site.repository(devices="a"), site.branch(10)
     branch.push("a", repository)
     runs = []
-    for _ in range(3):
+    for _ in range(5):
         time.sleep(0.5)
         with statements(site.distances.url, site.distances.postgres) as found:
             branch.push("a", repository)
@@ -48,34 +48,50 @@ def notified(site: Site) -> float:
     return min(runs) / 2
 
 
-def waiting_for_the_lock(site: Site) -> tuple[int, int]:
-    """Further trips of a push that finds the write lock taken: before it queues, and after it got it."""
+def waiting_for_the_lock(site: Site, far: float) -> tuple[int, int]:
+    """Trips of a push that finds the write lock taken: before it queues, and how many more once it got it.
+
+    By the times at which PostgreSQL began its statements, `far` seconds away: several may go out together. A push has
+    at least one, the try in vain. (0, 0): it queues at once.
+    """
     repository, branch = site.repository(), site.branch(20)
     number = site.cluster.snapshot(repository).repository.id
-    free = _from_the_lock(_own(site, _logged_push(site, repository, branch, None)))
-    taken = _own(site, _logged_push(site, repository, branch, number))
-    asked = next(i for i, one in enumerate(taken) if "pg_advisory_lock(" in one.text)
-    tried = next(i for i, one in enumerate(taken) if "pg_try_advisory_lock" in one.text)
-    session = taken[asked].session
-    before = sum(one.session == session for one in taken[tried:asked])
-    after = sum(one.session == session for one in taken[asked + 1 :])
-    return before, max(0, after - sum(one.session == free[0].session for one in free[1:]))
-
-
-def _logged_push(site: Site, repository: str, branch: Branch, locked: int | None) -> list[Statement]:
-    branch.push("a", repository)
-    site.settle(repository)
-    time.sleep(0.5)
-    with statements(site.distances.url, site.distances.postgres) as found:
-        if locked is None:
-            branch.push("a", repository)
-        else:
-            _push_against_a_lock(site, repository, branch, locked)
+    for _ in range(2):
+        branch.push("a", repository)
         site.settle(repository)
-    return found
+    site.distances.set(database=far)
+    try:
+        branch.push("a", repository)
+        site.settle(repository)
+        with statements(site.distances.url, site.distances.postgres) as free:
+            branch.push("a", repository)
+            site.settle(repository)
+        with statements(site.distances.url, site.distances.postgres) as taken:
+            granted = _push_against_a_lock(site, repository, branch, number)
+            site.settle(repository)
+    finally:
+        site.distances.set()
+    usual, tried = _when(free, _TRY), _when(taken, _TRY)
+    asked = _when(taken, "pg_advisory_lock(")
+    if usual is None or tried is None or asked is None:
+        return 0, 0
+    longer = (_committed(taken) - granted) - (_committed(free) - usual)
+    return round((asked - tried) / far), max(0, round(longer / far))
 
 
-def _push_against_a_lock(site: Site, repository: str, branch: Branch, number: int) -> None:
+_TRY = "pg_try_advisory_lock"
+
+
+def _when(found: list[Statement], word: str) -> float | None:
+    return next((one.at for one in found if word in one.text), None)
+
+
+def _committed(found: list[Statement]) -> float:
+    return next(one.at for one in found if "insert into push " in one.text)
+
+
+def _push_against_a_lock(site: Site, repository: str, branch: Branch, number: int) -> float:
+    """A push that waits for us; when it was let go, as PostgreSQL's log counts time."""
     waiting = "select count(*) as n from pg_locks where locktype = 'advisory' and not granted"
     key = (WRITE_LOCK_CLASS, number % 2**31)
     with psycopg.connect(site.cluster.database, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
@@ -84,17 +100,9 @@ def _push_against_a_lock(site: Site, repository: str, branch: Branch, number: in
         while not push.done() and not other.execute(waiting).fetchone()[0]:  # type: ignore[index]
             time.sleep(0.005)
         other.execute("select pg_advisory_unlock(%s, %s)", key)
+        granted = time.time()
         push.result()
-
-
-def _own(site: Site, found: list[Statement]) -> list[Statement]:
-    address = site.cluster.devices["a"].host
-    return [one for one in found if one.address == address]
-
-
-def _from_the_lock(found: list[Statement]) -> list[Statement]:
-    start = next(i for i, one in enumerate(found) if "pg_try_advisory_lock" in one.text)
-    return found[start:]
+    return granted
 
 
 def listed(site: Site, found: list[Statement]) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simpy
 
 from cluster.faults import Step
 from tests.model import report
@@ -24,7 +25,7 @@ from tests.model.constants import (
 )
 from tests.model.curves import unnotified
 from tests.model.instruments import Figures, parsed
-from tests.model.parts import Outcome, Setting, polled
+from tests.model.parts import Cores, Outcome, Setting, polled
 from tests.model.scenarios import FIGURES, Scenario, predicted, scenarios
 from tests.model.simulation import simulate
 
@@ -76,8 +77,7 @@ def test_one_repositorys_throughput_is_one_over_the_time_that_its_lock_is_held(m
     outcome = run(
         pushers=18, spread=True, rtt_database=milliseconds / 1000, rtt_peers=milliseconds / 1000, cores=8
     )
-    held = outcome.locked / len(outcome.held)
-    assert outcome.pushes == pytest.approx(1 / held, rel=0.02)
+    assert outcome.pushes == pytest.approx(1 / statistics.fmean(outcome.locked), rel=0.02)
 
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 20, 100])
@@ -95,8 +95,18 @@ def test_on_one_device_the_hand_over_comes_on_top(milliseconds: int) -> None:
 def test_the_lock_is_held_for_half_of_its_trip_to_half_of_the_trip_that_gives_it_back() -> None:
     assert CHEAP.trips_held(1) == 5
     far, near = run(rtt_database=0.1, seconds=200), run()
-    trips = (far.locked / len(far.held) - near.locked / len(near.held)) / 0.1
+    trips = (statistics.fmean(far.locked) - statistics.fmean(near.locked)) / 0.1
     assert trips == pytest.approx(CHEAP.trips_held(1), rel=0.01)
+
+
+def test_a_release_that_nobody_waits_for_shortens_the_hand_over() -> None:
+    at_once = replace(CHEAP, push={1: {**PUSH, Step.MARK: Cost(0.005)}, 2: CHEAP.push[2]})
+    assert (at_once.after_release(1), at_once.trips_held(1)) == (0, 5)
+    slow, quick = (
+        run(c, pushers=16, rtt_database=0.1, seconds=200, cores=8, daemons=8) for c in (CHEAP, at_once)
+    )
+    assert statistics.fmean(quick.locked) == pytest.approx(statistics.fmean(slow.locked), rel=0.01)
+    assert quick.pushes > 1.3 * slow.pushes
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -105,6 +115,24 @@ def test_without_distance_and_without_others_a_push_takes_what_was_calibrated(co
     assert outcome.median == pytest.approx(
         sum(cost.seconds for cost in CHEAP.push[copies].values()), rel=0.02
     )
+
+
+def test_a_third_copy_is_staged_after_the_second() -> None:
+    two, three = run(min_copies=2, rtt_peers=0.05), run(min_copies=3, rtt_peers=0.05)
+    one, more = PUSH[Step.STAGE], CHEAP.push[2][Step.STAGE]
+    assert three.median - two.median == pytest.approx(
+        more.seconds - one.seconds + 0.05 * more.peers, abs=0.002
+    )
+
+
+@pytest.mark.parametrize("count", [1, 1.5, 2, 3.2])
+def test_cores_do_as_much_as_they_are(count: float) -> None:
+    env = simpy.Environment()
+    cores = Cores(env, count)
+    for _ in range(24):
+        env.process(cores.use(1.0))
+    env.run()
+    assert env.now == pytest.approx(24 / count, rel=0.02)
 
 
 def test_distance_adds_trips_times_round_trips_and_nothing_else() -> None:
