@@ -136,8 +136,8 @@ def test_a_read_in_sync_is_one_round_trip_beside_the_login(counted: Counted, tmp
 
 
 def test_a_push_is_six_round_trips_and_five_processes(counted: Counted) -> None:
-    """Git's own (receive-pack, unpack-objects, the check that all is there), and two hooks without a child. (And `true`,
-    which Git asks for other refs instead of another Git: not one of those that are counted here.)"""
+    """Git's own (receive-pack, unpack-objects, the check that all is there), and two hooks without a child. (And
+    `true`, which Git asks for other refs instead of another Git: not one of those that are counted here.)"""
     counted.start("a")
     app = Project.named(counted.cluster, "app")
     for number in range(WARM):
