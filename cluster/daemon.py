@@ -71,6 +71,7 @@ def run(config: Config) -> NoReturn:
         select.select([signals], [], [], config.http.linger)  # a second signal ends the waiting
     stop.set()
     node.bell.ring()
+    node.webhooks_bell.ring()
     _log.info("device %s stops", node.name)
     clients.stop_accepting()
     node.background.stop()

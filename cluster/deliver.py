@@ -72,7 +72,7 @@ class Deliverer:
                 wait = 1.0
             except Exception:
                 _log.exception("looking for due webhooks failed; it is tried again")
-            heard = self._node.bell.wait(heard, wait)
+            heard = self._node.webhooks_bell.wait(heard, wait)
 
     def _look(self) -> None:
         """Those that are fresh come first; those that failed before have room of their own."""
@@ -105,7 +105,7 @@ class Deliverer:
         finally:
             with self._mutex:
                 self._busy.pop(lease.id, None)
-            self._node.bell.ring()
+            self._node.webhooks_bell.ring()
 
     def _deliver(self, lease: Lease) -> None:
         db, name = self._node.db, self._node.name

@@ -21,6 +21,7 @@ from threading import Condition, Event, Lock, Thread
 
 from cluster import failing, heal, history, logs, removed, rounds, space, upkeep
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, NotFound
+from cluster.hints import Hint
 from cluster.model import Device
 from cluster.node import Node
 from cluster.opening import HEARTBEAT
@@ -97,16 +98,19 @@ class Keeper:
             try:
                 looked = False
                 for payload in self._node.db.listen():
+                    hint = Hint.of(payload)
                     self._node.bell.ring()
+                    if hint.webhooks:
+                        self._node.webhooks_bell.ring()
                     if self._stop.is_set():
                         return
                     if not looked:  # from here on nothing is missed
                         looked = True
                         self._everything.set()
-                    if payload.isdigit():
-                        self._sync_soon(int(payload))
-                    else:
+                    if hint.repository_id is None:
                         self._look_around()
+                    elif hint.concerns(self._node.name):
+                        self._sync_soon(hint.repository_id)
             except ClusterError as error:
                 self._warn(f"not listening: {error.what}")
                 self._stop.wait(0.5)

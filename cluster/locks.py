@@ -22,8 +22,9 @@ from cluster.model import Snapshot
 QUIET = 1.0
 """Seconds of waiting before the person is told: in an ordinary queue of pushes nobody waits that long."""
 
-SLICE = 1.0
-"""Seconds between two looks whether the client that waits is still there."""
+SLICE, LATER = 1.0, 5.0
+"""Seconds until the first look whether the client that waits is still there, and between two more. Whoever looks leaves
+PostgreSQL's queue, and comes back to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,10 @@ class _Waiting:
         self._told = ""
 
     def slice(self) -> float:
-        left = self._begun + self._timeout - time.monotonic()
-        return min(SLICE, max(0.01, left))
+        now = time.monotonic()
+        return min(
+            SLICE if now - self._begun < SLICE else LATER, max(0.01, self._begun + self._timeout - now)
+        )
 
     def go_on(self) -> None:
         """Called when a slice has passed in vain."""

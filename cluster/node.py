@@ -30,7 +30,7 @@ class Node:
     trusted: whose certificates prove users.
     cluster: the name that people know the cluster by.
     advertised: what Git says first of a copy, while it stays as it is (cluster/upload.py).
-    bell: rung when the database has told of a change.
+    bell: rung when the database has told of a change. webhooks_bell: when a webhook may be due.
     syncs: those that are at work, by repository.
     measures: what is counted of this device's work.
     """
@@ -52,6 +52,7 @@ class Node:
     advertised: dict[tuple[Path, bool], tuple[object, bytes]] = field(default_factory=dict)
     background: Background = field(default_factory=Background)
     bell: Bell = field(default_factory=Bell)
+    webhooks_bell: Bell = field(default_factory=Bell)
     webhooks: WebhooksSection = field(default_factory=WebhooksSection)
     syncs: Joined = field(default_factory=Joined)
     measures: Measures = field(default_factory=Measures)

@@ -369,7 +369,14 @@ refs as (
     select repository_id, version, u.ref, u.old, u.new
       from entry, unnest(%(refs)s::text[], %(olds)s::text[], %(news)s::text[]) u (ref, old, new)
     returning 1)
-select pg_notify(%(channel)s, repository_id::text), at from entry"""
+select pg_notify(%(channel)s, entry.repository_id || held.names || hooked.word), entry.at
+  from entry,
+       lateral (select case when sum(length(d.name) + 1) < 7000 then ' ' || string_agg(d.name, ',') else '' end as names
+                  from replica r join device d on d.id = r.device_id where r.repository_id = entry.repository_id) held,
+       lateral (select case when held.names <> '' and exists (
+                            select from webhook w where w.repository_id = entry.repository_id and w.enabled)
+                            then ' w' else '' end as word) hooked"""
+"""Its word to the listeners: cluster/hints.py. A payload has 8,000 bytes at the most."""
 
 
 def _void() -> WriteConflict:
