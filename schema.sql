@@ -96,6 +96,7 @@ create table key (
     check (num_nonnulls(actor_id, device_id) = 1 or expires_at is not null)
 );
 create index key_actor on key (actor_id) where actor_id is not null;
+create index key_operator on key (expires_at) where actor_id is null and device_id is null;
 
 -- What proves a user over HTTP: a secret that is shown once, of which only the digest is kept. It has 256 random bits,
 -- so a fast hash is enough.
@@ -120,6 +121,7 @@ create table web_session (
     expires_at timestamptz not null
 );
 create index web_session_token on web_session (token_id);
+create index web_session_over on web_session (expires_at);
 
 create type access_level as enum ('read', 'write', 'admin');
 
@@ -181,8 +183,15 @@ create table repository (
     frozen        text,                        -- why a person (or a database older than the disks) froze it
     frozen_at     timestamptz,
     created_at    timestamptz not null default now(),
+    replicas      integer not null default 0,  -- how many devices it is placed on; a trigger counts
+    -- A person may have to see to it, whatever its replicas say. A column of its own, and not only the index's condition,
+    -- because PostgreSQL knows how often a column is true.
+    unfit         boolean not null generated always as (frozen is not null or replicas < min_copies) stored,
     check ((frozen is null) = (frozen_at is null))
 );
+-- What needs attention, and what devices have still to drop: found without a look at the others.
+create index repository_unfit on repository (id) where unfit;
+create index repository_deleted on repository (id) where name is null;
 
 -- The push log: every committed change, in order. Version 0 is the creation, so that every position refers to a row.
 create table push (
@@ -262,6 +271,13 @@ create table replica (
     -- the device that is to hold this copy instead: `device drain --move` waits until that one is current, then removes
     -- this one; cut off and begun again, it finds here what it had chosen
     moves_to        bigint references device on delete set null,
+    -- the repository's version, so that one row says whether this replica is behind, and an index finds those that are;
+    -- a trigger keeps the two the same
+    newest          bigint not null,
+    -- whether a sweep, `status` or a person may have something to do here
+    unfit           boolean not null generated always as (
+                        version is distinct from newest or quarantined is not null or intent_token is not null
+                        or marker_version is not null or damage is not null) stored,
     primary key (repository_id, device_id),
     foreign key (repository_id, version, checksum) references push (repository_id, version, checksum),
     check ((version is null) = (checksum is null)),
@@ -271,8 +287,82 @@ create table replica (
     check ((marker_version is null) = (marker_checksum is null))
 );
 create unique index replica_one_intent on replica (repository_id) where intent_token is not null;
-create index replica_of_device on replica (device_id);
+create index replica_of_device on replica (device_id, repository_id);
 create index replica_moves_to on replica (moves_to) where moves_to is not null;
+-- In the order in which a sweep tries them.
+create index replica_unfit on replica (device_id, next_try_at nulls first, repository_id) where unfit;
+-- The one that was verified longest ago comes first.
+create index replica_verified on replica (device_id, verified_at nulls first) where not unfit;
+create index replica_damaged on replica (device_id) where damage is not null;
+
+-- How many repositories there are (device_id null), and how many of them each device holds; deleted ones do not count.
+-- The sum over the shards: those who create or place at the same moment do not wait for one another.
+create table counted (
+    device_id bigint references device on delete cascade,
+    shard     integer not null,
+    count     bigint not null,
+    constraint counted_once unique nulls not distinct (device_id, shard)
+);
+
+create function count_in(device bigint, more bigint) returns void language sql as $$
+    insert into counted (device_id, shard, count) values (device, pg_backend_pid() % 8, more)
+        on conflict on constraint counted_once do update set count = counted.count + excluded.count;
+$$;
+
+-- What follows from another row is kept by triggers, so that no statement, nor a device that still runs an older
+-- program, can forget it. A version and what it makes of the replicas are one transaction.
+--
+-- A replica that is placed while a push is committed waits for that (the repository's row is locked), so that it begins
+-- with the version that there is by then. Commits lock the repository's row before any replica's, as everybody does who
+-- locks both.
+create function repository_turned() returns trigger language plpgsql as $$
+begin
+    update replica set newest = new.version where repository_id = new.id and newest <> new.version;
+    update webhook set newest = new.version where repository_id = new.id and newest <> new.version;
+    return null;
+end $$;
+create trigger repository_turned after update of version on repository
+    for each row when (new.version <> old.version) execute function repository_turned();
+
+create function repository_counted() returns trigger language plpgsql as $$
+declare
+    more bigint := case when tg_op = 'INSERT' or (tg_op = 'UPDATE' and new.name is not null) then 1 else -1 end;
+begin
+    perform count_in(null, more);
+    if tg_op <> 'INSERT' then
+        perform count_in(r.device_id, more)
+           from (select device_id from replica where repository_id = old.id order by device_id) r;
+    end if;
+    return coalesce(new, old);
+end $$;
+create trigger repository_made after insert on repository
+    for each row when (new.name is not null) execute function repository_counted();
+create trigger repository_deleted after update of name on repository
+    for each row when ((new.name is null) <> (old.name is null)) execute function repository_counted();
+create trigger repository_gone before delete on repository
+    for each row when (old.name is not null) execute function repository_counted();
+
+create function replica_begins() returns trigger language plpgsql as $$
+begin
+    select version into new.newest from repository where id = new.repository_id for no key update;
+    return new;
+end $$;
+create trigger replica_begins before insert on replica for each row execute function replica_begins();
+
+create function replica_counted() returns trigger language plpgsql as $$
+declare
+    more   integer := case when tg_op = 'INSERT' then 1 else -1 end;
+    moved  replica := case when tg_op = 'INSERT' then new else old end;
+    named  boolean;
+begin
+    update repository set replicas = replicas + more where id = moved.repository_id
+        returning name is not null into named;
+    if named then -- null: the repository is gone, and took this with it
+        perform count_in(moved.device_id, more);
+    end if;
+    return null;
+end $$;
+create trigger replica_counted after insert or delete on replica for each row execute function replica_counted();
 
 -- What happened to a repository beside its pushes, as `git-cluster log` shows it between them.
 --   heal        an interrupted write was resolved without a person
@@ -318,8 +408,11 @@ create table webhook (
     last_error    text,
     last_status   integer,                     -- of HTTP
     next_try_at   timestamptz,
+    newest        bigint not null,             -- the repository's version, as in `replica`
+    due           boolean not null generated always as (enabled and delivered < newest) stored,
     unique (repository_id, url)
 );
+create index webhook_due on webhook (id) where due;
 
 -- How a device did, a row a minute, for the charts of the status page. Times in seconds; null where there was nothing.
 create table measurement (

@@ -174,7 +174,7 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
     branch = ref_name(str(arguments.get("branch", "")))
     catch_up(node, repository.id, say)
     by, base = _by(arguments), arguments.get("base")
-    with node.write_lock(repository.id, actor=by, timeout=node.writes.lock_timeout) as connection:
+    with node.write_lock(repository.id, actor=by, timeout=node.writes.lock_timeout) as held:
         snapshot = catch_up(node, repository.id, say)
         refuse_frozen_by_hand(snapshot)
         refuse_other_version(repository.name, snapshot.repository.version, base)
@@ -195,7 +195,7 @@ def _set_head(node: Node, snapshot: Snapshot, arguments: Arguments, say: Say) ->
                 actor=by,
                 device=node.name,
                 via="set",
-                connection=connection,
+                connection=held.connection,
             )
     catch_up(node, repository.id, say)
     return _position(node, snapshot)

@@ -27,6 +27,9 @@ ProxyWhen = Literal["absent", "behind"]
 Anonymous = Literal["refuse", "read"]
 MetricsFor = Literal["everyone", "administrators"]
 PrivateAddresses = Literal["refuse", "allow"]
+MOST_WORKERS = 4
+"""Processes that answer clients, where the file does not say: each has its own connections to the database."""
+
 DEFAULT_HEAL: Heal = "auto"
 """What happens to an interrupted write where the file does not say."""
 
@@ -48,9 +51,16 @@ class ClusterSection:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSection:
+    """workers: processes that answer clients; 1: the daemon itself does. None: as many as `processes` says."""
+
     name: str
     data_dir: Path
     key: Path
+    workers: int | None = None
+
+    def processes(self, cores: int) -> int:
+        """Of those that answer clients, on a machine with so many cores: Git's own processes want the other half."""
+        return self.workers or max(1, min(MOST_WORKERS, cores // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +272,9 @@ def _cluster(table: Table) -> ClusterSection:
 
 
 def _device(table: Table) -> DeviceSection:
-    return table.section(DeviceSection, name=table.device_name, data_dir=table.path, key=table.path)
+    return table.section(
+        DeviceSection, name=table.device_name, data_dir=table.path, key=table.path, workers=table.workers
+    )
 
 
 def _ssh(table: Table) -> SshSection:

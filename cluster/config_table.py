@@ -173,6 +173,15 @@ class Table:
             raise self._bad(key, allowed)
         return value
 
+    def workers(self, key: str) -> int | None:
+        allowed = 'a whole number from 1 to 64, or "auto"'
+        value = self.values[key]
+        if value == "auto":
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64:
+            raise self._bad(key, allowed)
+        return value
+
     def size(self, key: str) -> int:
         allowed = 'bytes as a whole number, or "500MiB", "10GiB"; from 1 to 1024TiB'
         value = self.values[key]

@@ -63,8 +63,11 @@ class Deliverer:
                 if not released:
                     self._node.db.release_webhooks(self._node.name)
                     released = True
-                self._look()
-                wait = min(SWEEP, max(0.05, self._node.db.next_webhook_in() or SWEEP))
+                due, soon = self._node.db.webhooks_due()
+                if due:
+                    self._look()
+                    _, soon = self._node.db.webhooks_due()
+                wait = min(SWEEP, max(0.05, soon or SWEEP))
             except DatabaseUnavailable:
                 wait = 1.0
             except Exception:

@@ -18,18 +18,26 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
 from cluster.errors import ClusterError
+
+MOST_PATHS = 65536
+"""Replicas whose paths are remembered."""
 
 
 class FileLock:
     """An flock(2) on a file of its own. One object, one open file: whoever inherits `fd` shares the lock."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self.fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.fd = os.open(path, flags, 0o600)
 
     def try_acquire(self) -> bool:
         try:
@@ -78,19 +86,21 @@ class Disk:
         self.device = device
         self._held: dict[tuple[int, str], int] = {}
         self._mutex = Lock()
+        self.path = lru_cache(MOST_PATHS)(self._path)
 
-    def path(self, repository_id: int) -> Path:
+    def _path(self, repository_id: int) -> Path:
+        """Where a replica is. (`path` remembers: a request asks some twenty times, and a Path is dear to make.)"""
         return self.root / "repositories" / f"{repository_id // 1000:03d}" / f"{repository_id}.git"
 
     def exists(self, repository_id: int) -> bool:
         """Whether there is a repository to speak of; what it holds is another question."""
         path = self.path(repository_id)
-        return all((path / part).exists() for part in ("HEAD", "objects", "refs", "config"))
+        return all(os.path.exists(f"{path}/{part}") for part in ("HEAD", "objects", "refs", "config"))
 
     def folder(self, repository_id: int) -> tuple[int, int] | None:
         """Which folder the replica is now: another one once it was set aside and made anew. None: there is none."""
         try:
-            stat = self.path(repository_id).stat()
+            stat = os.stat(self.path(repository_id))
         except OSError:
             return None
         return stat.st_dev, stat.st_ino

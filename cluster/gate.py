@@ -44,6 +44,7 @@ from cluster.errors import (
 from cluster.faults import Step
 from cluster.heal import met
 from cluster.interrupted import resolved
+from cluster.locks import Held
 from cluster.logs import fields
 from cluster.model import (
     Checksum,
@@ -161,12 +162,11 @@ OWN_HEALING = 10.0
 """Seconds that a reader waits for this device's own interrupted write: healing it takes milliseconds."""
 
 
-def refuse_frozen(node: Node, repository_id: int, say: Say, gone: Callable[[], bool]) -> None:
+def refuse_frozen(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[], bool]) -> None:
     """Raise Frozen where a push would be refused at "clear" anyway: before its objects are sent to peers."""
-    snapshot = node.db.snapshot_of(repository_id)
     refuse_frozen_by_hand(snapshot)
     owner = snapshot.intent_owner
-    if owner is None or node.db.write_lock_holder(repository_id) is not None:
+    if owner is None or node.db.write_lock_holder(snapshot.repository.id) is not None:
         return
     if not resolved(node, snapshot, say, gone):
         raise interrupted(snapshot, owner)
@@ -207,11 +207,11 @@ class Write:
     """One write of one repository on this device, holding the write lock: from "clear" to "mark"."""
 
     def __init__(
-        self, node: Node, repository: Repository, request: Request, connection: Connection, lock: ReplicaLock
+        self, node: Node, repository: Repository, request: Request, held: Held, lock: ReplicaLock
     ) -> None:
         self._node, self._repository, self._request = node, repository, request
-        self._connection, self._lock = connection, lock
-        self._session = connection.info.backend_pid
+        self._connection, self._seen, self._lock = held.connection, held.seen, lock
+        self._session = held.connection.info.backend_pid
         self._intent: Intent | None = None
         self._doubtful = False
         self._base: Position | None = None
@@ -222,18 +222,20 @@ class Write:
 
         A snapshot: there is one that only another device can resolve, and it needs the lock that we hold for that.
         """
-        node, repository_id = self._node, self._repository.id
+        node = self._node
         node.reach(Step.CLEAR)
-        snapshot = node.db.snapshot_of(repository_id)
-        refuse_frozen_by_hand(snapshot)
-        if snapshot.intent_owner is None or (node.heals and met(node, snapshot, self._connection)):
+        refuse_frozen_by_hand(self._seen)
+        if self._seen.intent_owner is None:
             return None
-        return snapshot
+        if not node.heals or not met(node, self._seen, self._connection):
+            return self._seen
+        self._seen = node.db.snapshot_of(self._repository.id)
+        return None
 
     def settle(self, say: Say, gone: Callable[[], bool]) -> Position:
         """Be at the newest version. Nobody else can commit now, so it stays the newest."""
         self._node.reach(Step.SETTLE)
-        snapshot = self._node.db.snapshot_of(self._repository.id)
+        snapshot = self._seen
         mine = snapshot.of(self._node.name)
         current = (
             mine is not None
@@ -419,15 +421,15 @@ class Write:
 
 @contextmanager
 def writing(
-    node: Node, repository: Repository, request: Request, lock: ReplicaLock, say: Say, client: Client
+    node: Node, snapshot: Snapshot, request: Request, lock: ReplicaLock, say: Say, client: Client
 ) -> Iterator[Write]:
-    """Hold the cluster's write lock of `repository` inside, with no interrupted write in the way ("lock", "clear").
+    """Hold the cluster's write lock of a repository inside, with no interrupted write in the way ("lock", "clear").
 
-    `lock` is the replica's own, given back at the end. What was pushed elsewhere during the upload is fetched before
-    the lock is taken: with it, only what came since.
+    `snapshot` was taken a moment ago. `lock` is the replica's own, given back at the end. What was pushed elsewhere
+    during the upload is fetched before the lock is taken: with it, only what came since.
     """
     gone = lambda: client.gone  # noqa: E731
-    snapshot = node.db.snapshot_of(repository.id)
+    repository = snapshot.repository
     mine = snapshot.of(node.name)
     if mine is not None and mine.position != snapshot.repository.position and snapshot.intent_owner is None:
         catch_up(node, repository.id, say, gone)
@@ -440,8 +442,8 @@ def writing(
             timeout=max(0.01, until - time.monotonic()),
             say=say,
             gone=gone,
-        ) as connection:
-            write = Write(node, repository, request, connection, lock)
+        ) as held:
+            write = Write(node, repository, request, held, lock)
             blocked = write.clear()
             if blocked is None:
                 try:

@@ -57,10 +57,10 @@ def still(node: Node, repository_id: int, actor: str) -> Iterator[Connection]:
     if alive(node, repository_id):
         raise _carried(node)
     with (
-        node.write_lock(repository_id, actor=actor, timeout=PATIENCE) as connection,
+        node.write_lock(repository_id, actor=actor, timeout=PATIENCE) as held,
         _replica_locked(node, repository_id),
     ):
-        yield connection
+        yield held.connection
 
 
 def _replica_locked(node: Node, repository_id: int) -> AbstractContextManager[None]:
@@ -97,8 +97,8 @@ def fence(node: Node, repository_id: int) -> list[str]:
     Only by a device that holds the newest version itself: what the silent one may have moved was acknowledged to
     nobody. Its token is void, so a process of its that still lives cannot commit; its copy is rebuilt when it is back.
     """
-    with node.write_lock(repository_id, actor="fence", timeout=PATIENCE) as connection:
-        return _fence(node, node.db.snapshot_of(repository_id), connection)
+    with node.write_lock(repository_id, actor="fence", timeout=PATIENCE) as held:
+        return _fence(node, held.seen, held.connection)
 
 
 def met(node: Node, snapshot: Snapshot, connection: Connection) -> bool:

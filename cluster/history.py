@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster import git, journal
+from cluster.db import Held
 from cluster.errors import Frozen, NotFound, Refused, ReplicaUnfit
 from cluster.marker import Marker
 from cluster.model import HEAD, LogEntry, Position, Replica, Repository, Snapshot
@@ -26,6 +27,9 @@ from cluster.node import Node
 from cluster.versions import checksum_of
 
 _log = logging.getLogger(__name__)
+
+BATCH = 1000
+"""Copies that the database is asked for at once."""
 
 MOMENT = 2.0
 """Seconds to wait for a step of a write or of a sync of this replica to end; they take milliseconds."""
@@ -109,18 +113,14 @@ def _fork(node: Node, repository: Repository, marker: Marker) -> int | None:
     return min((v for v, checksum in known.items() if str(checksum) != shared[v]), default=None)
 
 
-def ahead(node: Node) -> list[int]:
-    """Ids of the repositories whose marker here names a newer version than the database's newest, or another one by its
-    number: to be looked at. One query, and a small file of each replica."""
-    found = []
-    for repository_id, newest in node.db.newest(node.name).items():
-        marker = node.store.marker(repository_id)
-        if marker is not None and (
-            marker.version > newest.version
-            or (marker.version == newest.version and marker.checksum != str(newest.checksum))
-        ):
-            found.append(repository_id)
-    return found
+def ahead(node: Node, held: Held) -> bool:
+    """Whether the marker here names a newer version than the database's newest was, or another one by its number: then
+    it is to be looked at. A small file is read."""
+    marker = node.store.marker(held.repository_id)
+    return marker is not None and (
+        marker.version > held.newest.version
+        or (marker.version == held.newest.version and marker.checksum != str(held.newest.checksum))
+    )
 
 
 def strangers(node: Node) -> list[str]:
@@ -128,7 +128,11 @@ def strangers(node: Node) -> list[str]:
     the backup that it came back from. Nothing touches them; once their number is given anew, they are set aside."""
     copies = node.store.copies()
     found = []
-    for repository_id in sorted(node.db.unknown(copies)):
+    for repository_id in sorted(
+        unknown
+        for start in range(0, len(copies), BATCH)
+        for unknown in node.db.unknown(copies[start : start + BATCH])
+    ):
         marker = node.store.marker(repository_id)
         if marker is not None and marker.cluster == node.store.cluster_id:
             found.append(

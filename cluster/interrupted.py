@@ -59,7 +59,7 @@ def resolved(
 
 
 def _heal_here(node: Node, repository_id: int) -> None:
-    """What the daemon would do that hears the nudge, if there were one (daemon.Keeper)."""
+    """What the daemon would do that hears the nudge, if there were one (cluster/keeper.py)."""
     if not node.heals or node.db.write_lock_holder(repository_id) or alive(node, repository_id, 0.0):
         return
     try:

@@ -1,6 +1,7 @@
 """What one client may take of a device: commands at once, time, and tries to log in ([limits] in cluster/config.py).
 
     Sessions        how many commands a user, and an address, have running
+        Counts      the figures of that, which all processes of a device share
     Watch           one thread that ends the commands that are silent, or have lasted, for too long
         Watched     a Client whose silence and age it knows
     FailedLogins    which addresses fail to log in again and again, and how long their next refusals take
@@ -18,7 +19,7 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -81,13 +82,40 @@ def _count(number: float, unit: str) -> str:
 # Commands at once
 
 
+Key = tuple[str, str]
+"""Whose commands are counted: ("user", name) or ("address", network)."""
+
+
+class Counts:
+    """How many commands run, by whose they are."""
+
+    def __init__(self) -> None:
+        self._running: Counter[Key] = Counter()
+        self._lock = threading.Lock()
+
+    def begin(self, keys: Sequence[Key], most: Mapping[str, int]) -> Key | None:
+        """Count one more for each of `keys`; or for none of them, and which has as many as `most` allows its kind."""
+        with self._lock:
+            full = next((key for key in keys if self._running[key] >= most[key[0]]), None)
+            if full is None:
+                self._running.update(keys)
+            return full
+
+    def end(self, keys: Sequence[Key]) -> None:
+        """Count one less for each."""
+        with self._lock:
+            self._running.subtract(keys)
+            for key in keys:
+                if not self._running[key]:
+                    del self._running[key]
+
+
 class Sessions:
     """The commands that run on this device, whichever endpoint they came in by."""
 
-    def __init__(self, *, per_address: int, per_user: int) -> None:
+    def __init__(self, *, per_address: int, per_user: int, counts: Counts | None = None) -> None:
         self._most = {"user": per_user, "address": per_address}
-        self._running: Counter[tuple[str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._counts = counts or Counts()
 
     @contextmanager
     def one(self, actor: Actor, address: str) -> Iterator[None]:
@@ -101,22 +129,15 @@ class Sessions:
         keys = ([("user", actor.name)] if actor.kind is ActorKind.USER else []) + (
             [("address", network(address))] if address else []
         )
-        with self._lock:
-            full = next((key for key in keys if self._running[key] >= self._most[key[0]]), None)
-            if full is None:
-                self._running.update(keys)
+        full = self._counts.begin(keys, self._most)
         if full is not None:
             raise self._refused(full, actor, address)
         try:
             yield
         finally:
-            with self._lock:
-                self._running.subtract(keys)
-                for key in keys:
-                    if not self._running[key]:
-                        del self._running[key]
+            self._counts.end(keys)
 
-    def _refused(self, full: tuple[str, str], actor: Actor, address: str) -> Refused:
+    def _refused(self, full: Key, actor: Actor, address: str) -> Refused:
         kind, most = full[0], self._most[full[0]]
         _log.warning("%s: refused %s: %s sessions of this %s are open", address, actor.name, most, kind)
         sessions = _count(most, "session")

@@ -11,17 +11,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC
 from threading import Event, Lock
 
 from cluster.db import Connection, Database, lock_label
 from cluster.errors import ClientGone, LockTimeout
+from cluster.model import Snapshot
 
 QUIET = 1.0
 """Seconds of waiting before the person is told: in an ordinary queue of pushes nobody waits that long."""
 
 SLICE = 1.0
 """Seconds between two looks whether the client that waits is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The write lock: the connection that holds it, and the repository as it was seen right after it was got."""
+
+    connection: Connection
+    seen: Snapshot
 
 
 class Turns:
@@ -63,8 +73,8 @@ def write_lock(
     break_after: float | None = None,
     say: Callable[[str], None] = lambda line: None,
     gone: Callable[[], bool] = lambda: False,
-) -> Iterator[Connection]:
-    """Hold the write lock inside; yields the connection that holds it.
+) -> Iterator[Held]:
+    """Hold the write lock inside. Leaving it hands the lock on at once, without waiting for PostgreSQL to say so.
 
     Says who has it once the wait is worth mentioning. LockTimeout after `timeout` seconds, ClientGone when there is
     nobody left to wait for.
@@ -78,13 +88,12 @@ def write_lock(
         while not turn.wait(waiting.slice()):
             waiting.go_on()
         with db.dedicated() as connection:
-            if not db.try_write_lock(connection, repository_id, lock_label(device, actor)):
-                while not db.wait_write_lock(connection, repository_id, waiting.slice()):
+            seen = db.try_write_lock(connection, repository_id, lock_label(device, actor))
+            while seen is None:
+                seen = db.wait_write_lock(connection, repository_id, waiting.slice())
+                if seen is None:
                     waiting.go_on()
-            try:
-                yield connection
-            finally:
-                db.release_write_lock(connection, repository_id)
+            yield Held(connection, seen)
     finally:
         turns.leave(repository_id, turn)
 

@@ -73,7 +73,8 @@ class LoopbackDevice:
 class Loopback:
     """A cluster under `directory` on the PostgreSQL at `database`.
 
-    writes, sections: [writes], and further tables, of every device's configuration; their values are TOML.
+    writes, sections: [writes], and further tables, of every device's configuration; their values are TOML. What they
+    say of [device] comes beside what is needed there.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Loopback:
 name = "{name}"
 data_dir = "data"
 key = "device_ed25519"
-
+{self._options("device")}
 {self.endpoint_section(device)}
 {self.http_section(device)}
 {tables}""",
@@ -147,10 +148,13 @@ key = "device_ed25519"
 
     def _tables(self, *names: str) -> str:
         return "\n".join(
-            f"[{name}]\n" + "".join(f"{option} = {value}\n" for option, value in self._sections[name].items())
+            f"[{name}]\n{self._options(name)}"
             for name in names
-            if name in self._sections
+            if name in self._sections and name != "device"
         )
+
+    def _options(self, name: str) -> str:
+        return "".join(f"{option} = {value}\n" for option, value in self._sections.get(name, {}).items())
 
     # Where things are and how they are reached: what a cluster on another network than loopback does otherwise.
 

@@ -74,10 +74,10 @@ class _Running(Answer):
 class Meters(Measures):
     """Used from every thread. registry: what Prometheus is shown. tally: what the charts are made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
-        self.tally = Tally()
+        self.tally = tally or Tally()
         self.connections: dict[str, Callable[[], int]] = {}
         """By endpoint: how many are open now."""
         self._now = local()

@@ -11,10 +11,10 @@ from cluster.background import Background
 from cluster.bell import Bell
 from cluster.certificates import TrustedCAs
 from cluster.config import LimitsSection, ProxySection, UpkeepSection, WebhooksSection, WritesSection
-from cluster.db import Connection, Database
+from cluster.db import Database
 from cluster.faults import Faults, Step
 from cluster.joining import Joined
-from cluster.locks import Turns, write_lock
+from cluster.locks import Held, Turns, write_lock
 from cluster.measure import Measures
 from cluster.peer import Peers
 from cluster.stale import Memory
@@ -74,7 +74,7 @@ class Node:
         timeout: float,
         say: Callable[[str], None] = lambda line: None,
         gone: Callable[[], bool] = lambda: False,
-    ) -> AbstractContextManager[Connection]:
+    ) -> AbstractContextManager[Held]:
         """cluster.locks.write_lock, as this device takes it: a silent device's lock is broken where healing is on."""
         return self.measures.locking(
             write_lock(

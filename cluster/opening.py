@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 
@@ -53,7 +54,12 @@ def open_node(config: Config, environ: Mapping[str, str], measures: Measures | N
     key = load_key(config.device.key, "the key of this device")
     trusted = certificates.load(config.login.trusted_ca)
     url = embedded.start(data_dir / "postgres") if config.cluster.embedded else config.cluster.database
-    db = Database(url, application_name=f"git-cluster {config.device.name}", measures=measures).open()
+    db = Database(
+        url,
+        application_name=f"git-cluster {config.device.name}",
+        connections=4 if config.device.processes(os.cpu_count() or 1) > 1 else 8,
+        measures=measures,
+    ).open()
     try:
         device = db.device(config.device.name)
     except NotFound as error:

@@ -180,19 +180,9 @@ class HookServer:
         with self._change:
             return self._running
 
-    def start(self) -> None:
-        """Take the socket's place; the caller is the only daemon on this disk. OSError."""
-        self._folder.chmod(0o700)
-        self.path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            listener.bind(f"/proc/self/fd/{folder}/{SOCKET}")  # a socket's path has 108 bytes at the most
-        finally:
-            os.close(folder)
-        self.path.chmod(0o600)
-        listener.listen(1024)
-        self._socket = listener
+    def start(self, listener: socket.socket | None = None) -> None:
+        """Hear hooks, from a thread of its own. listener: what `bind` made, where others of this device do so, too."""
+        self._socket = listener = listener or bind(self._folder)
         threading.Thread(target=self._accept, args=(listener,), name="hooks accept", daemon=True).start()
 
     def stop_accepting(self) -> None:
@@ -291,6 +281,23 @@ class HookServer:
             with self._change:
                 self._running -= counted
                 self._change.notify_all()
+
+
+def bind(folder: Path) -> socket.socket:
+    """A socket that listens in `folder`, in the place of what is there; the caller is the only daemon on this disk.
+    OSError."""
+    folder.chmod(0o700)
+    path = folder / SOCKET
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        listener.bind(f"/proc/self/fd/{fd}/{SOCKET}")  # a socket's path has 108 bytes at the most
+    finally:
+        os.close(fd)
+    path.chmod(0o600)
+    listener.listen(1024)
+    return listener
 
 
 def _user_of(hook: socket.socket) -> int:

@@ -1,9 +1,10 @@
-"""The Git processes that run as children of this one, as the kernel lists them (Linux; elsewhere none are seen)."""
+"""The Git processes that run as children of ours, as the kernel lists them (Linux; elsewhere none are seen)."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,13 +23,13 @@ COMMANDS = (
 OTHER = "other"
 
 
-def git_running() -> dict[str, int]:
-    """How many of each of COMMANDS, and of all others, this process has started and run now.
+def git_running(parents: Iterable[int]) -> dict[str, int]:
+    """How many of each of COMMANDS, and of all others, the processes `parents` have started and run now.
 
     A child is listed with the thread that started it. One that ends meanwhile may be missed, or be counted still.
     """
     found = Counter(dict.fromkeys((*COMMANDS, OTHER), 0))
-    for task in Path("/proc/self/task").glob("*/children"):
+    for task in (task for each in parents for task in Path(f"/proc/{each}/task").glob("*/children")):
         with suppress(OSError):
             for child in task.read_text().split():
                 if command := _git_command(child):

@@ -40,6 +40,10 @@ MOST_COMPLAINT = 16384
 TOO_LARGE = b"pack exceeds maximum allowed size"
 """What Git's unpack-objects and index-pack say of receive.maxInputSize."""
 
+NO_ALTERNATES = {"core.alternateRefsCommand": "true"}
+"""To a Git process that looks into a quarantine, the repository's own objects are an alternate, and it asks another Git
+process for the refs there: the very ones that it has looked at itself, one by one. `true` names none."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -118,6 +122,7 @@ class Receiving:
             "core.hooksPath": str(hooks.folder(run_directory, own)),
             "receive.advertisePushOptions": "true",
             "receive.autogc": "false",
+            **NO_ALTERNATES,
         }
         if most_bytes is not None:
             config["receive.maxInputSize"] = str(most_bytes)

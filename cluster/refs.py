@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from cluster import failing, git
+from cluster import failing, git, ref_files
 from cluster.disk import Disk
 from cluster.errors import GitFailed, ReplicaUnfit
 from cluster.model import HEAD, Checksum, RefUpdate
@@ -83,7 +83,10 @@ class Refs(Disk):
             if HEAD in wanted:
                 found[HEAD] = (path / "HEAD").read_text().strip()
                 wanted.discard(HEAD)
-            if wanted:
+            plain = ref_files.values(path, wanted)
+            if plain is not None:
+                found |= plain
+            elif wanted:
                 listing = git.run(
                     ["for-each-ref", "--format=%(objectname) %(refname)", *sorted(wanted)],
                     git_dir=path,
@@ -176,17 +179,17 @@ class Refs(Disk):
             self._known.pop(repository_id, None)
 
     def _fingerprint(self, repository_id: int) -> Fingerprint:
-        path = self.path(repository_id)
+        path = str(self.path(repository_id))
         seen: list[tuple[str, int, int, int]] = []
 
         def note(name: str, stat: os.stat_result) -> None:
             seen.append((name, stat.st_ino, stat.st_ctime_ns, stat.st_size))
 
-        locked = any((path / name).exists() for name in LOCKS)
+        locked = any(os.path.exists(f"{path}/{name}") for name in LOCKS)
         for name in (HEAD, "packed-refs"):
             with suppress(FileNotFoundError):
-                note(name, (path / name).stat())
-        pending = [str(path / "refs")]
+                note(name, os.stat(f"{path}/{name}"))
+        pending = [f"{path}/refs"]
         while pending:
             folder = pending.pop()
             with suppress(FileNotFoundError):

@@ -23,6 +23,9 @@ from cluster.node import Node
 
 _log = logging.getLogger(__name__)
 
+BATCH = 1000
+"""Copies that the database is asked for at once."""
+
 LOCKS = ("sync", "verify", "upkeep", "objects", "write")
 """All that somebody who works in a copy may hold."""
 
@@ -66,7 +69,10 @@ def _freeze(node: Node, repository_id: int, name: str, version: int) -> None:
 
 def sweep(node: Node) -> None:
     """The same for every copy on this disk: what was taken away while this device was off."""
-    held = node.db.held(node.name)
-    for repository_id in node.store.copies():
-        if repository_id not in held:
-            set_aside(node, repository_id)
+    copies = node.store.copies()
+    for start in range(0, len(copies), BATCH):
+        batch = copies[start : start + BATCH]
+        held = node.db.held_among(node.name, batch)
+        for repository_id in batch:
+            if repository_id not in held:
+                set_aside(node, repository_id)

@@ -12,7 +12,7 @@ from cluster import admin, certificates, commands, failing, logs, ping, session,
 from cluster.client import Client
 from cluster.db import key_gone
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
-from cluster.limits import Sessions, Watch
+from cluster.limits import Counts, Sessions, Watch
 from cluster.measure import Asked
 from cluster.model import Actor, ActorKind, Exchange, Request
 from cluster.names import shown
@@ -33,12 +33,17 @@ _log = logging.getLogger(__name__)
 
 
 class Requests:
-    """What an endpoint asks of this device. Called from many threads."""
+    """What an endpoint asks of this device. Called from many threads.
 
-    def __init__(self, node: Node) -> None:
+    running: the commands that run, where other processes of this device have some, too.
+    """
+
+    def __init__(self, node: Node, running: Counts | None = None) -> None:
         self._node = node
         limits = node.limits
-        self._sessions = Sessions(per_address=limits.sessions_per_address, per_user=limits.sessions_per_user)
+        self._sessions = Sessions(
+            per_address=limits.sessions_per_address, per_user=limits.sessions_per_user, counts=running
+        )
         self._watch = Watch(idle=limits.idle_timeout, total=limits.session_timeout)
 
     def authenticate(self, key_type: str, key_base64: str, fingerprint: str) -> Actor | None:

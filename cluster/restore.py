@@ -246,9 +246,9 @@ def restore(db: Database, snapshot: Snapshot, plan: Plan) -> None:
     """Carry a plan out. WriteConflict where the repository changed meanwhile; then nothing is put back."""
     repository = snapshot.repository
     versions = [entry.version for entry in plan.entries]
-    with write_lock(Turns(), db, repository.id, device="-", actor="thaw", timeout=10.0) as connection:
+    with write_lock(Turns(), db, repository.id, device="-", actor="thaw", timeout=10.0) as held:
         what = f"{numbers(versions)}, which the database had lost, put back from the disk of {plan.device}"
-        db.restore(repository.id, repository.position, plan.entries, "-", what, connection=connection)
+        db.restore(repository.id, repository.position, plan.entries, "-", what, connection=held.connection)
 
 
 # --------------------------------------------------------------------------------------------------------- words

@@ -21,7 +21,7 @@ from cluster.protection import forbidden
 from cluster.proxy import pass_on
 from cluster.receive import Hopeless, Receiving
 from cluster.router import Way, way_of
-from cluster.stage import staged
+from cluster.stage import Staged, staged
 from cluster.upload import Settle, upload
 from cluster.verify import doubt
 
@@ -77,7 +77,6 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
     """A push. The steps, and what a failure at each of them leaves behind: docs/write-protocol.md."""
     node.reach(Step.CATCH_UP)
     snapshot = fresh(node, snapshot, client.say, lambda: client.gone)
-    repository = snapshot.repository
     node.reach(Step.RECEIVE)
     with receiving(node, request, snapshot, client) as git_push:
         if proposal := git_push.proposal():
@@ -85,15 +84,18 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
                 node.reach(Step.PROPOSE)
                 refuse_unspeakable(proposal.updates)
                 # The upload may have taken long: who may do what is asked anew.
-                if refused := forbidden(node, request, authorize(node, request, snapshot), proposal, client):
+                now = authorize(node, request, snapshot)
+                if refused := forbidden(node, request, now, proposal, client):
                     raise Hopeless(refused)
-                refuse_frozen(node, repository.id, git_push.say, lambda: client.gone)
+                refuse_frozen(node, now, git_push.say, lambda: client.gone)
                 push_id = uuid4()
                 with (
                     staged(
                         node, snapshot, push_id, proposal.updates, proposal.quarantine, git_push.say
                     ) as copies,
-                    writing(node, repository, request, git_push.lock, git_push.say, client) as write,
+                    writing(
+                        node, after(node, now, copies), request, git_push.lock, git_push.say, client
+                    ) as write,
                 ):
                     write.settle(git_push.say, lambda: client.gone)
                     conflicts = write.conflicts(proposal.updates)
@@ -113,6 +115,12 @@ def push(node: Node, request: Request, snapshot: Snapshot, client: Client) -> in
         code = git_push.finish()
     node.reach(Step.DONE)
     return code
+
+
+def after(node: Node, snapshot: Snapshot, copies: Staged) -> Snapshot:
+    """The repository after staging, which takes as long as the network and the pack want; where nothing was sent
+    anywhere, what was seen before is as good."""
+    return node.db.snapshot_of(snapshot.repository.id) if copies.devices else snapshot
 
 
 def authorize(node: Node, request: Request, begun: Snapshot | None = None) -> Snapshot:

@@ -37,6 +37,7 @@ from cluster.config import LimitsSection
 from cluster.endpoint import Handlers, answer, git_protocol, unforeseen, unknown_for_now
 from cluster.errors import ClusterError, ConfigError, Refused
 from cluster.keyfiles import load_key
+from cluster.limits import FailedLogins
 from cluster.model import Actor, ActorKind
 from cluster.ssh_channel import ChannelClient
 from cluster.ssh_refusals import Refusals
@@ -66,9 +67,11 @@ class SshServer:
         host_key: Path,
         handlers: Handlers,
         limits: LimitsSection | None = None,
+        failed_logins: FailedLogins | None = None,
     ) -> None:
+        """failed_logins: where other processes of this device are told of some, too."""
         self._listen, self._key_path, self.handlers = listen, host_key, handlers
-        self.room = Room(limits or LimitsSection())
+        self.room = Room(limits or LimitsSection(), failed_logins)
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)
         self._connections: set[_Connection] = set()
@@ -76,10 +79,13 @@ class SshServer:
         self._running = 0
         self._stopping = threading.Event()
 
-    def start(self) -> tuple[str, int]:
-        """Listen, from a thread of its own; the address that was bound. ConfigError where that cannot be."""
+    def start(self, listener: socket.socket | None = None) -> tuple[str, int]:
+        """Listen, from a thread of its own; the address that was bound. ConfigError where that cannot be.
+
+        listener: what `bind` made, where other processes of this device listen there, too.
+        """
         self._host_key = load_key(self._key_path, "the host key of the SSH endpoint")
-        self._socket = listener = _bind(self._listen)
+        self._socket = listener = listener or bind(self._listen)
         listener.settimeout(TICK)
         threading.Thread(target=self._accept, args=(listener,), name="ssh accept", daemon=True).start()
         host, port = listener.getsockname()[:2]
@@ -403,7 +409,8 @@ class _Connection(Refusals):
                 self.server.end()
 
 
-def _bind(listen: tuple[str, int]) -> socket.socket:
+def bind(listen: tuple[str, int]) -> socket.socket:
+    """A socket that listens there. ConfigError."""
     host, port = listen
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

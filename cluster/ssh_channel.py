@@ -85,8 +85,9 @@ class ChannelClient:
 
     def finish(self, code: int) -> None:
         """The exit status, the end of output, and the close, in the order that clients expect them."""
-        with suppress(*LOST):
-            if not self.gone:
-                self._channel.send_exit_status(code & 0xFF)
-        with suppress(*LOST):
-            self._channel.close()  # which ends the output first
+        with self._channel.get_transport().together():
+            with suppress(*LOST):
+                if not self.gone:
+                    self._channel.send_exit_status(code & 0xFF)
+            with suppress(*LOST):
+                self._channel.close()  # which ends the output first

@@ -61,9 +61,9 @@ class Guest(Protocol):
 class Room:
     """make_room and end_late are called by the accepting thread alone; the others by the connections'."""
 
-    def __init__(self, limits: LimitsSection) -> None:
+    def __init__(self, limits: LimitsSection, failed_logins: FailedLogins | None = None) -> None:
         self.limits = limits
-        self._failed_logins = FailedLogins(limits.failed_logins)
+        self._failed_logins = failed_logins or FailedLogins(limits.failed_logins)
         self._made_room = 0
         self._told_at = float("-inf")
 

@@ -103,7 +103,7 @@ class ServerWire(Wire):
     def _client_speaks(self) -> bool:
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(HEAR_MS))
+        return self.packetizer.stream.read_ahead or bool(poll.poll(HEAR_MS))
 
     def _negotiate_keys(self, m: Any) -> None:
         if not self._heard:

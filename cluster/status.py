@@ -1,6 +1,7 @@
 """The state of the cluster as one document: what `status --json`, the status page and the metrics show.
 
-`document` is pure: rows in, words out. `observe` reads the rows in an order that makes "frozen" true.
+`document` is pure: rows in, words out. `observe` reads the rows in an order that makes "frozen" true. Of very many
+repositories it shows MOST: those that need attention first. What that costs does not grow with the others.
 
     replica        when
     ───────────    ─────────────────────────────────────────────────────────────────────────────
@@ -21,7 +22,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     from cluster.db import Database
 
 Document = dict[str, Any]
+
+MOST = 1000
+"""Repositories in a document; where there are more, it says how many (`repositories_total`) and that it does not have
+them all (`truncated`)."""
+
+WORST_FIRST = ("frozen", "unavailable", "degraded", "healthy")
 
 LOCK_IDS = 2**31
 """Write locks are known by the repository's id modulo this: the second key of an advisory lock is 32 bits."""
@@ -46,10 +53,7 @@ def document(
     """The whole document. `locks`: the write locks that are held, as Database.write_locks names them."""
     return {
         "cluster": cluster_name,
-        "devices": [
-            {"name": device.name, "state": device.state, "last_seen_at": timestamp(device.last_seen_at)}
-            for device in devices
-        ],
+        "devices": [device_entry(device) for device in devices],
         "repositories": [
             repository(snapshot, locked=snapshot.repository.id % LOCK_IDS in locks) for snapshot in snapshots
         ],
@@ -58,9 +62,11 @@ def document(
 
 def observe(db: Database, cluster_name: str, only: str | None = None) -> Document:
     """The document as of now; `only`: of this repository and the devices that hold it. NotFound."""
+    if only is None and (total := db.how_many()) > MOST:
+        return _excerpt(db, cluster_name, total)
 
     def look() -> list[Snapshot]:
-        return [db.snapshot(only)] if only else db.snapshots()
+        return [db.snapshot(only)] if only else db.snapshots(limit=2 * MOST)
 
     snapshots = look()
     locked = write_locks(db, snapshots, look)
@@ -68,6 +74,50 @@ def observe(db: Database, cluster_name: str, only: str | None = None) -> Documen
     if only:
         devices = [device for device in devices if snapshots[0].of(device.name)]
     return document(cluster_name, devices, snapshots, locked)
+
+
+def _excerpt(db: Database, cluster_name: str, total: int) -> Document:
+    """The document of very many repositories: the worst first, then by name, MOST in all."""
+    devices = db.devices()
+    down = [device.id for device in devices if not _serves(device)]
+    worst = entries(db, db.worst_names(down, limit=MOST))
+    worst.sort(key=lambda entry: WORST_FIRST.index(entry["state"]))
+    shown = [entry for entry in worst if entry["state"] != "healthy"]
+    if len(shown) < MOST:
+        there = {entry["name"] for entry in shown}
+        first = [snapshot.repository.name for snapshot in db.snapshots(limit=MOST)]
+        shown += entries(db, [name for name in first if name not in there][: MOST - len(shown)])
+    return {
+        "cluster": cluster_name,
+        "devices": [device_entry(device) for device in devices],
+        "repositories": shown,
+        "repositories_total": total,
+        "truncated": True,
+    }
+
+
+def every_entry(db: Database) -> Iterator[Document]:
+    """The entries of all repositories, by name; read a page at a time, so each page is of a moment of its own."""
+    after = ""
+    while True:
+        snapshots = db.snapshots(after=after, limit=MOST)
+        names = [snapshot.repository.name for snapshot in snapshots]
+        locked = write_locks(db, snapshots, lambda names=names: db.snapshots_of(names))  # type: ignore[misc]
+        for snapshot in snapshots:
+            yield repository(snapshot, locked=snapshot.repository.id % LOCK_IDS in locked)
+        if len(snapshots) < MOST:
+            return
+        after = names[-1]
+
+
+def all_healthy(db: Database, document: Document) -> bool:
+    """Whether nothing needs anybody in the whole cluster, of which `document` shows all or some repositories."""
+    if not healthy(document):
+        return False
+    if not document.get("truncated"):
+        return True
+    # The rest is counted, by the same rules (db/overview.py).
+    return not any(count for state, count in db.repository_states().items() if state != "healthy")
 
 
 def write_locks(db: Database, snapshots: Sequence[Snapshot], again: Callable[[], list[Snapshot]]) -> set[int]:
@@ -102,6 +152,10 @@ def entries(db: Database, names: Sequence[str]) -> list[Document]:
         for snapshot in snapshots
     }
     return [found[name] for name in names if name in found]
+
+
+def device_entry(device: Device) -> Document:
+    return {"name": device.name, "state": device.state, "last_seen_at": timestamp(device.last_seen_at)}
 
 
 def repository(snapshot: Snapshot, *, locked: bool) -> Document:
@@ -290,7 +344,7 @@ def _damage(snapshot: Snapshot, replica: Replica) -> str:
 
 
 def healthy(document: Document) -> bool:
-    """Whether nothing needs anybody: every repository healthy, no device silent that should be there."""
+    """Whether nothing in it needs anybody: every repository healthy, no device silent that should be there."""
     return all(device["state"] != "offline" for device in document["devices"]) and all(
         entry["state"] == "healthy" for entry in document["repositories"]
     )

@@ -163,8 +163,8 @@ def _demote(
     _require_dead(db, snapshot, ask, say)
     if report.dry_run:
         return
-    with write_lock(Turns(), db, repository.id, device="-", actor="thaw", timeout=10.0) as connection:
-        now = db.snapshot_of(repository.id)
+    with write_lock(Turns(), db, repository.id, device="-", actor="thaw", timeout=10.0) as held:
+        now, connection = held.seen, held.connection
         if now.repository.position != repository.position or _intent(now) != _intent(snapshot):
             raise Refused(f"{repository.name} changed meanwhile", hint="look again with --dry-run")
         with connection.transaction():

@@ -1,12 +1,15 @@
 """What a device does for its copies in the background.
 
     tidy            once a minute: copies of deleted repositories, staged refs of dead pushes, leftovers of killed Git
-    maintenance     every few seconds a look at the replicas that changed; one at a time is repacked, at low priority,
-                    and then left alone for as long as that took
+    maintenance     every few seconds a look at the replicas that changed, and at some of the others, in turn; one at a
+                    time is repacked, at low priority, and then left alone for as long as that took
     verification    one replica at a time, the one verified longest ago, once that is older than verify_every
 
 After a check that took t seconds, verification rests for 9 t, so it is at work for a tenth of the time at most. Every
 ten minutes all refs are held against their positions; those whose files did not change are not even read.
+
+What is about all replicas goes through them a page at a time (rounds.py): a minute and ten minutes hold for some
+thousand replicas, and of more than that each has its turn later.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from threading import Event, Lock, Thread
 
-from cluster import aside, leftovers, maintenance, stage, verify
+from cluster import aside, leftovers, maintenance, rounds, stage, verify
+from cluster.db import Held
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, NotFound
 from cluster.logs import fields
 from cluster.node import Node
@@ -40,30 +44,29 @@ RETRY = 3600.0
 HELP = 60.0
 """Seconds after which that is tried again where another device can help now, or a copy is still aside."""
 
+MOST_TRIED = 10_000
+"""Replicas of which it is remembered when they were verified, before those are forgotten for which RETRY is over."""
+
 REST = 9.0
 """Times the time that a check took, for which verification rests."""
 
 THOROUGH = 24 * 3600.0
-"""Seconds between two looks for leftovers among the loose objects: 256 folders for each replica."""
+"""Seconds between two rounds that look for leftovers among the loose objects, too: 256 folders for each replica."""
 
 
-def tidy(node: Node, looked: dict[int, float]) -> None:
-    """Set deleted copies aside, drop staged refs that nobody will settle, remove what killed Git processes left.
+def drop_deleted(node: Node) -> None:
+    """Set the copies of deleted repositories aside."""
+    for repository_id in node.db.dropped(node.name):
+        node.store.set_aside(repository_id, "deleted")
+        node.db.forget_replica(repository_id, node.name)
 
-    looked: when each replica was looked at thoroughly; kept by the caller.
-    """
-    for repository_id, name in node.db.held(node.name).items():
-        if name is None:
-            node.store.set_aside(repository_id, "deleted")
-            node.db.forget_replica(repository_id, node.name)
-            continue
-        with suppress(ClusterError):
-            stage.sweep(node, repository_id)
-        now = time.monotonic()
-        thorough = now - looked.get(repository_id, -THOROUGH) >= THOROUGH
-        leftovers.clean(node.store, repository_id, thorough=thorough)
-        if thorough:
-            looked[repository_id] = now
+
+def tidy(node: Node, repository_id: int, *, thorough: bool) -> None:
+    """Drop staged refs that nobody will settle, remove what killed Git processes left, in one replica. thorough: among
+    its loose objects, too."""
+    with suppress(ClusterError):
+        stage.sweep(node, repository_id)
+    leftovers.clean(node.store, repository_id, thorough=thorough)
 
 
 class Caretaker:
@@ -104,12 +107,16 @@ class Caretaker:
 
     def _maintain(self) -> None:
         swept = float("-inf")
+        round_: Iterator[list[Held]] = iter(())
         while not self._stop.wait(LOOK):
-            if time.monotonic() - swept > SWEEP:
+            page = next(round_, None)
+            if page is None and time.monotonic() - swept > SWEEP:
                 swept = time.monotonic()
-                for repository_id, name in self._node.db.held(self._node.name).items():
-                    if name is not None:
-                        self.changed(repository_id)
+                round_ = rounds.pages(self._node.db, self._node.name)
+                page = next(round_, None)
+            for held in page or ():
+                if held.named:
+                    self.changed(held.repository_id)
             with self._mutex:
                 changed, self._changed = self._changed, set()
             for repository_id in changed:
@@ -149,15 +156,20 @@ class Caretaker:
     def _verify(self) -> None:
         every = self._node.upkeep.verify_every
         looked = time.monotonic()
+        round_: Iterator[list[Held]] = iter(())
         pause = min(every, SWEEP) * random.uniform(0.5, 1.5)  # not all devices the same repository at once
         while not self._stop.wait(pause):
-            begun = time.monotonic()
-            if begun - looked > min(every, REFS_EVERY):
-                self._hold_refs()
-                looked = begun
+            page = next(round_, None)
+            if page is None and time.monotonic() - looked > min(every, REFS_EVERY):
+                looked = time.monotonic()
+                round_ = rounds.pages(self._node.db, self._node.name)
+                page = next(round_, None)
+            self._hold_refs(page or ())
             chosen = self._choose()
             if chosen is None:
-                pause = min(every, SWEEP) * random.uniform(0.5, 1.5)
+                pause = (
+                    0.1 if page and len(page) == rounds.PAGE else min(every, SWEEP) * random.uniform(0.5, 1.5)
+                )
                 continue
             begun = time.monotonic()
             self._verify_now(chosen)
@@ -179,7 +191,9 @@ class Caretaker:
 
     def _verify_now(self, repository_id: int) -> None:
         node = self._node
-        self._tried[repository_id] = time.monotonic()
+        self._tried[repository_id] = now = time.monotonic()
+        if len(self._tried) > MOST_TRIED:
+            self._tried = {id: at for id, at in self._tried.items() if now - at < RETRY}
         with self._mutex:
             self._suspects.discard(repository_id)
         try:
@@ -195,13 +209,15 @@ class Caretaker:
                 what = error.what if isinstance(error, ClusterError) else str(error)
                 _log.warning("repository %s: not verified: %s", repository_id, what)
 
-    def _hold_refs(self) -> None:
+    def _hold_refs(self, page: Iterable[Held]) -> None:
         """Verify the replicas whose refs are not those of their positions. Most are not even read."""
         node = self._node
-        for repository_id, checksum in node.db.claims(node.name).items():
-            begun = time.monotonic()
+        for held in page:
+            repository_id, begun = held.repository_id, time.monotonic()
+            if held.claims is None or not held.named:
+                continue
             with suppress(ClusterError, OSError):
-                if node.store.checksum(repository_id) != checksum and verify.differs(node, repository_id):
+                if node.store.checksum(repository_id) != held.claims and verify.differs(node, repository_id):
                     self._verify_now(repository_id)
             if self._stop.wait(REST * (time.monotonic() - begun)):
                 return

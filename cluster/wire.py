@@ -11,6 +11,9 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import paramiko  # type: ignore[import-untyped,unused-ignore]
@@ -29,6 +32,9 @@ PACKET = 128 * 1024
 
 MAX_PACKET = 256 * 1024
 """The largest packet that we read: OpenSSH's own limit. paramiko would allocate whatever a stranger writes."""
+
+AHEAD = 32 * 1024
+"""Bytes that are read at once; longer pieces are read as they are asked for."""
 
 MAX_FIRST_LINES = 16 * 1024
 """Bytes before and with the far side's version line."""
@@ -50,10 +56,56 @@ _Transport: Any = paramiko.Transport
 _Packetizer: Any = Packetizer
 
 
+class _Stream:
+    """A connection's socket, as paramiko reads and writes it.
+
+    It asks for each packet in two pieces or three, and each piece costs it two system calls, around which every other
+    thread may get in between: what has come is read at once and kept.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._ahead = memoryview(b"")
+        self.flags = 0
+
+    def recv(self, size: int) -> bytes:
+        if not self._ahead:
+            if size >= AHEAD:
+                return self._sock.recv(size)
+            self._ahead = memoryview(self._sock.recv(AHEAD))
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return bytes(data)
+
+    @property
+    def read_ahead(self) -> bool:
+        return bool(self._ahead)
+
+    def send(self, data: bytes) -> int:
+        return self._sock.send(data, self.flags)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
 class _BoundedPacketizer(_Packetizer):  # type: ignore[misc]
-    """paramiko's takes a first line and packets of any length, from anybody."""
+    """paramiko's takes a first line and packets of any length, from anybody; and starts a thread for each connection
+    to tell that its handshake takes too long."""
 
     _first_lines = 0
+    _until: float | None = None
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.stream = _Stream(sock)
+        super().__init__(self.stream)
+
+    def start_handshake(self, timeout: float) -> None:
+        self._until = time.monotonic() + timeout
+
+    def handshake_timed_out(self) -> bool:
+        return self._until is not None and time.monotonic() > self._until
+
+    def complete_handshake(self) -> None:
+        self._until = None
 
     def _read_timeout(self, timeout: float) -> Any:
         data = super()._read_timeout(timeout)
@@ -111,11 +163,17 @@ class Wire(_Transport):  # type: ignore[misc]
             "ecdh-sha2-nistp256",  # no classic Diffie-Hellman: it holds every thread up for 0.1 s
         )
 
-    def run(self) -> None:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is sent inside goes out at its end, as one piece: short messages that belong together wake the far side
+        once."""
+        self.packetizer.stream.flags = socket.MSG_MORE
         try:
-            super().run()
+            yield
         finally:
-            self.packetizer.complete_handshake()  # else its timer, a thread, outlives a connection cut short
+            self.packetizer.stream.flags = 0
+            with suppress(OSError):
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which sends what is held
 
     def _send_message(self, data: Any) -> None:
         """While new keys are agreed on, hold what this thread has to say: only the agreement may be spoken.

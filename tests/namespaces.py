@@ -41,8 +41,17 @@ class Wires:
             raise
 
     @property
+    def clients(self) -> str:
+        return self._at(1)
+
+    @property
     def database(self) -> str:
         return self._at(2)
+
+    @property
+    def router(self) -> str:
+        """The namespace between the others."""
+        return self._router
 
     def address(self, name: str) -> str:
         """Of a device."""

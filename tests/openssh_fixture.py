@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.loopback import READY, LoopbackDevice, free_port
 from cluster.openssh import SOCKET
-from cluster.sshd_files import sshd_program
+from cluster.sshd_files import PERL, sshd_program
 from tests.cluster_fixture import Cluster
 
 
@@ -115,7 +115,8 @@ class OpenSSHCluster(Cluster):
         text = config.read_text().replace(f"Port {device.port}", f"ListenAddress {device.host}:{device.port}")
         text = text.replace("UsePAM yes", "UsePAM no")
         if os.geteuid() != 0:
-            text = text.replace("AuthorizedKeysCommand /", f"AuthorizedKeysCommand {_interpreter()} -IS /")
+            run = PERL if os.access(PERL, os.X_OK) else f"{_interpreter()} -IS"
+            text = text.replace("AuthorizedKeysCommand /", f"AuthorizedKeysCommand {run} /")
         config.write_text(text)
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)

@@ -195,8 +195,8 @@ def test_config_stands_before_or_after_the_subcommand(cli: Cli) -> None:
 
 def test_init_is_safe_to_repeat(bare: Cli) -> None:
     assert "no git-cluster schema yet" in bare.fails("status")
-    assert bare("init").out == "cluster example: schema 4 created\n"
-    assert bare("init").out == "cluster example: schema 4 unchanged\n"
+    assert bare("init").out == "cluster example: schema 5 created\n"
+    assert bare("init").out == "cluster example: schema 5 unchanged\n"
     assert bare.json("init")["outcome"] == "unchanged"
 
 

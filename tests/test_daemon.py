@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.daemon import GRACE
+from cluster.endpoints import GRACE
 from cluster.model import Device
 from tests.cluster_fixture import Cluster
 from tests.probes import git_processes, login, no_git_left

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import history, journal
+from cluster import history, journal, rounds
 from cluster.config import WritesSection
 from cluster.model import EventKind, LogEntry
 from cluster.node import Node
@@ -181,7 +181,12 @@ def test_a_sweep_finds_them_too(older: Older) -> None:
     store = Store(device.data_dir, "b", cluster.db.cluster_id())
     peers = Peers.from_file(device.directory / "device_ed25519")
     node = Node("b", WritesSection(), cluster.db, store, peers)
-    found = {cluster.db.snapshot_of(id).repository.name for id in history.ahead(node)}
+    found = {
+        cluster.db.snapshot_of(held.repository_id).repository.name
+        for page in rounds.pages(cluster.db, "b")
+        for held in page
+        if history.ahead(node, held)
+    }
     assert found == {f"team/{name}" for name in set(older.projects) - {"same", "new"}}
 
 

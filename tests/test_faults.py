@@ -429,7 +429,6 @@ def locked(cluster: Cluster) -> Iterator[None]:
         number = cluster.snapshot().repository.id
         assert cluster.db.try_write_lock(connection, number, lock_label("c", "eve"))
         yield
-        cluster.db.release_write_lock(connection, number)
 
 
 def heard(process: subprocess.Popen[str], words: str) -> str:

@@ -15,9 +15,10 @@ import pytest
 
 from cluster.db import Database
 from cluster.errors import WriteConflict
-from cluster.model import Intent, Position, RefUpdate
+from cluster.model import Intent, Position, RefUpdate, Snapshot
 from cluster.versions import updated
 from tests.cluster_fixture import Cluster
+from tests.ssh_fixture import until
 
 ZERO, ONE, TWO = "0" * 40, "1" * 40, "2" * 40
 Make = Callable[..., Cluster]
@@ -207,3 +208,26 @@ def test_after_an_outage_nobody_is_silent_yet(claims: tuple[Database, int, Posit
     with psycopg.connect(db.url) as connection:
         connection.execute("update device set up_since = now() - interval '31 s' where name = 'b'")
     assert db.interrupted("b", 30.0) == ([], [id])
+
+
+def test_g3_with_the_lock_comes_what_there_is_then_however_the_database_is_set(
+    claims: tuple[Database, int, Position],
+) -> None:
+    """What waits for the lock and what then looks is one transaction: it must not look as of its beginning."""
+    name = claims[0].url.partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(claims[0].url, autocommit=True) as connection:
+        connection.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
+    seen: list[Snapshot | None] = []
+    with Database(claims[0].url).open() as db, db.dedicated() as holder, db.dedicated() as waiter:
+        id = claims[1]
+        assert db.try_write_lock(holder, id, "first") is not None
+        assert db.try_write_lock(waiter, id, "second") is None
+        thread = Thread(target=lambda: seen.append(db.wait_write_lock(waiter, id, 30.0)))
+        thread.start()
+        waiting = "select from pg_locks where locktype = 'advisory' and not granted"
+        with psycopg.connect(db.url, autocommit=True) as connection:
+            until(lambda: connection.execute(waiting).rowcount == 1, "the second one waits")
+        db.freeze(id, "meanwhile")
+        holder.execute("select pg_advisory_unlock_all()")
+        thread.join()
+    assert seen[0] is not None and seen[0].repository.frozen == "meanwhile"

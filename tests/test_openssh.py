@@ -13,6 +13,7 @@ import pytest
 from dulwich.protocol import Protocol
 
 from cluster.keyfiles import write_keypair
+from cluster.sshd_files import PERL
 from tests.cluster_fixture import Cluster, Done, RawPush
 from tests.openssh_fixture import OpenSSHCluster
 
@@ -298,6 +299,31 @@ def test_who_comes_while_the_database_is_away_too_is_told_so(
     config.write_text(text)
 
 
+# ---------------------------------------------------------------------------------------- whose key it is
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_both_programs_that_sshd_may_ask_say_the_same(behind: OpenSSHCluster, *, daemon: bool) -> None:
+    """The one in Perl is there because it starts faster; without a daemon it becomes the other one."""
+    if not daemon:
+        behind.stop_daemon("a")
+    folder = behind.hooks / "a"
+    asked = {
+        "a user's": behind.identity.with_suffix(".pub").read_text().split()[:2],
+        "nobody's": (behind.devices["a"].directory / "host_ed25519.pub").read_text().split()[:2],
+        "none": ["ssh-ed25519", "it's \\ none"],
+        "too little": ["ssh-ed25519"],
+    }
+    for what, key in asked.items():
+        said = [
+            subprocess.run([*program, *key], capture_output=True, text=True, cwd="/", check=False)
+            for program in ([folder / "git-cluster-keys"], [folder / "git-cluster-hook", "keys"])
+        ]
+        assert said[0].stdout == said[1].stdout, what
+        assert said[0].returncode == said[1].returncode, what
+        assert ("git-cluster-hook serve user" in said[0].stdout) == (what == "a user's"), what
+
+
 # -------------------------------------------------------------------------------------------------- installing
 
 
@@ -310,11 +336,13 @@ def test_install_says_what_it_wrote_and_what_sshd_will_not_take(
     assert "warning: sshd runs nothing below" in done.err
     assert sorted(path.name for path in (tmp_path / "h").iterdir()) == [
         "git-cluster-hook",
+        "git-cluster-keys",
         "match_git.conf",
         "sshd_config",
     ]
     assert os.access(tmp_path / "h" / "git-cluster-hook", os.X_OK)
     assert "@" not in (tmp_path / "h" / "sshd_config").read_text()
+    assert os.access(tmp_path / "h" / "git-cluster-keys", os.X_OK) == os.access(PERL, os.X_OK)
     without = behind.admin("sshd", "install", str(tmp_path / "h"))
     assert without.code == 1
     assert "has no [device] section" in without.err

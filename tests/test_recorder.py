@@ -22,9 +22,9 @@ from cluster.db.measurements import MOST_COPIES
 from cluster.recorder import MINUTE, Recorder
 from cluster.tally import Tally
 from tests.cluster_fixture import Cluster, Project
+from tests.ssh_fixture import until
 
 FILL = """
-set session_replication_role = replica;
 insert into device (name, ssh_url, host_key, last_seen_at, mode, stopped) values
     ('a', 'ssh://a', 'k', now() + interval '1 hour', 'enabled', false),
     ('b', 'ssh://b', 'k', now() + interval '1 hour', 'draining', false),
@@ -78,13 +78,19 @@ def sql(db: Database, query: str, *values: object) -> list[tuple[Any, ...]]:
 
 def test_states_are_those_of_the_status_document(db: Database) -> None:
     sql(db, FILL)
-    document = status.observe(db, "test")
-    expected = Counter(entry["state"] for entry in document["repositories"])
+    entries = list(status.every_entry(db))
+    expected = Counter(entry["state"] for entry in entries)
     assert set(expected) == {"healthy", "degraded", "frozen", "unavailable"} and sum(expected.values()) > 2000
     assert db.repository_states() == dict(expected)
+    down = [device.id for device in db.devices() if device.state not in ("online", "draining")]
+    worst = db.worst_names(down, limit=5000)
+    states = {entry["name"]: entry["state"] for entry in entries}
+    found_there = [state for name in worst if (state := states[name]) != "healthy"]
+    assert Counter(found_there) == {state: count for state, count in expected.items() if state != "healthy"}
+    assert found_there == sorted(found_there, key=status.WORST_FIRST.index), "what needs attention first"
     behind = Counter(
         replica["device"]
-        for entry in document["repositories"]
+        for entry in entries
         for replica in entry["replicas"]
         if replica["version"] != entry["version"]
     )
@@ -106,8 +112,7 @@ def test_an_intent_whose_lock_is_held_is_a_push_at_work(db: Database) -> None:
     with db.dedicated() as connection:
         assert db.try_write_lock(connection, number, "git-cluster write a x")
         assert db.repository_states()["frozen"] == before["frozen"] - 1
-        db.release_write_lock(connection, number)
-    assert db.repository_states() == before
+    until(lambda: db.repository_states() == before, "the lock is given back")
 
 
 # ------------------------------------------------------------------------------------------------- minutes
@@ -153,7 +158,8 @@ def test_what_is_too_old_is_dropped(db: Database) -> None:
     assert [at for at, *_ in minutes(db)] == [old, now, now]
 
 
-def test_buckets(db: Database) -> None:
+def test_pieces(db: Database) -> None:
+    """Of several minutes: sums, the mean of p50 by how much was done, the worst of p99 and lag."""
     device(db, "a", "b")
     hour = int(time.time()) // 3600 * 3600
     db.add_minutes(
@@ -165,11 +171,11 @@ def test_buckets(db: Database) -> None:
         ],
     )
     db.add_minutes("b", [Minute(hour - 3600)])
-    found = {bucket.device: bucket for bucket in db.buckets(4 * 3600, 4)}
+    found = {piece.device: piece for piece in db.pieces(hours=4, minutes=60)}
     a, b = found["a"], found["b"]
     assert a.at == datetime.fromtimestamp(hour - 3600, UTC)
     assert (a.pushes, a.reads, a.failures, a.push_p50, a.push_p99) == (4, 4, 1, 1.75, 9.0)
-    assert (a.read_p50, a.read_p99, a.behind, a.lag) == (0.5, 0.5, 7, 5.0)
+    assert (a.read_p50, a.read_p99, a.lag) == (0.5, 0.5, 5.0)
     assert (b.pushes, b.push_p50, b.lag) == (0, None, None)
 
 

@@ -14,7 +14,7 @@ FIRST = (Path(__file__).parent / "schema_1.sql").read_text()
 
 
 def described(url: str) -> list[tuple[str, ...]]:
-    """Every column in its order, constraint, index and enum of the schema, as PostgreSQL tells them."""
+    """Columns in their order, constraints, indexes, triggers, functions and enums, as PostgreSQL tells them."""
     with psycopg.connect(url) as connection:
         return connection.execute(
             """select 'column', table_name, ordinal_position::text, column_name, udt_name,
@@ -25,6 +25,12 @@ def described(url: str) -> list[tuple[str, ...]]:
                  from pg_constraint where connamespace = 'public'::regnamespace
                 union all
                select 'index', tablename, '', '', '', indexdef from pg_indexes where schemaname = 'public'
+                union all
+               select 'trigger', tgrelid::regclass::text, '', '', '', pg_get_triggerdef(oid)
+                 from pg_trigger where not tgisinternal
+                union all
+               select 'function', proname, '', '', '', pg_get_functiondef(oid)
+                 from pg_proc where pronamespace = 'public'::regnamespace
                 union all
                select 'enum', t.typname, '', '', '', string_agg(enumlabel, ' ' order by enumsortorder)
                  from pg_enum e join pg_type t on t.oid = e.enumtypid group by t.typname
@@ -79,3 +85,32 @@ def test_what_was_demoted_stays_demoted(database_url: str) -> None:
         db.init("old")
         replicas = {r.device.name: (bool(r.quarantined), r.demoted) for r in db.snapshot("app").replicas}
     assert replicas == {"a": (True, True), "b": (True, False), "c": (False, False)}
+
+
+def test_what_follows_from_other_rows_is_filled_in(database_url: str) -> None:
+    """Schema 5 keeps the newest version on each replica, and counts; what was there before has them, too."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(FIRST)
+        connection.execute("insert into cluster (schema_version, name) values (1, 'old')")
+        connection.execute(
+            """insert into device (name, ssh_url, host_key, last_seen_at)
+               select name, 'ssh://git@' || name, 'k', now() + interval '1 hour' from unnest(array['a', 'b']) name"""
+        )
+        connection.execute(
+            """insert into repository (name, checksum, min_copies, version)
+               select name, decode(repeat('00', 128), 'hex'), 1, 1 from unnest(array['app', 'lib', null]) name"""
+        )
+        connection.execute(
+            """insert into push (repository_id, version, checksum, push_id, actor, device, via)
+               select id, v, checksum, gen_random_uuid(), 'x', 'a', 'ssh' from repository, generate_series(0, 1) v"""
+        )
+        connection.execute(
+            """insert into replica (repository_id, device_id, version, checksum)
+               select p.id, d.id, case when d.name = 'a' then 1 when p.name = 'lib' then 0 end,
+                      case when d.name = 'a' or p.name = 'lib' then p.checksum end from repository p, device d"""
+        )
+    with Database(database_url).open(any_schema=True) as db:
+        db.init("old")
+        assert db.how_many() == 2 and db.loads() == {"a": 2, "b": 2}
+        assert db.unfit("a") == [] and db.unfit("b") == [1, 2]
+        assert db.dropped("a") == [3]

@@ -161,7 +161,7 @@ def disable(app: App, name: str) -> None:
         db.set_device_mode(name, DeviceMode.DISABLED)
         alone = [
             snapshot.repository.name
-            for snapshot in db.snapshots()
+            for snapshot in db.every_snapshot()
             if snapshot.of(name) in snapshot.leaders
             and not any(r.device.name != name for r in snapshot.leaders)
         ]

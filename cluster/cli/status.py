@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +21,8 @@ from cluster.model import HEAD, RefUpdate
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from cluster.db import Database
+
 REFRESH = 1.0
 """Seconds between two looks of --watch."""
 
@@ -29,14 +33,22 @@ Table = tuple[list[str], list[list[object]]]
 @click.argument("repository", metavar="[REPO]", type=REPOSITORY, required=False)
 @click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit 1 unless everything is healthy.")
+@click.option("--all", "everything", is_flag=True, help="Every repository, by name, however many there are.")
 @json_option
 @pass_app
-def status(app: App, repository: str | None, watch: bool, check: bool, as_json: bool) -> int:
-    """Devices, replicas, versions; what is frozen, and why."""
-    from cluster.status import healthy, observe
+def status(
+    app: App, repository: str | None, watch: bool, check: bool, everything: bool, as_json: bool
+) -> int:
+    """Devices, replicas, versions; what is frozen, and why.
 
-    if watch and (as_json or check):
-        raise UsageError("--watch goes with neither --json nor --check", hint="Leave one of them out.")
+    Of more than 1,000 repositories, 1,000: those that need attention first. --check looks at all of them.
+    """
+    from cluster.status import all_healthy, observe
+
+    if watch and (as_json or check or everything):
+        raise UsageError("--watch goes with neither --json, --check nor --all", hint="Leave one of them out.")
+    if everything and repository:
+        raise UsageError("--all is about every repository, not one", hint="Leave one of them out.")
     if watch and not sys.stdout.isatty():
         raise UsageError("--watch needs a terminal", hint="Use `status` in a loop, or `status --json`.")
     name = app.config().cluster.name
@@ -47,11 +59,40 @@ def status(app: App, repository: str | None, watch: bool, check: bool, as_json: 
             _watch(lambda: observe(db, name, repository), detailed=bool(repository))
             return 0
         document = observe(db, name, repository)
+        if everything and document.get("truncated"):
+            well = _stream(db, document, as_json=as_json)
+        else:
+            well = not check or all_healthy(db, document)
+            if as_json:
+                show.as_json(document)
+            else:
+                _print(document, detailed=bool(repository))
+    return 1 if check and not well else 0
+
+
+def _stream(db: Database, document: dict[str, Any], *, as_json: bool) -> bool:
+    """Every repository, as they are read: in JSON a line each. Whether all is healthy."""
+    from cluster.status import MOST, every_entry, healthy
+
+    head = {"cluster": document["cluster"], "devices": document["devices"], "repositories": []}
+    well = healthy(head)
     if as_json:
-        show.as_json(document)
+        click.echo(json.dumps(head, ensure_ascii=False).removesuffix("]}"), nl=False)
     else:
-        _print(document, detailed=bool(repository))
-    return 1 if check and not healthy(document) else 0
+        _print(head, detailed=False)
+    entries, between = every_entry(db), "\n"
+    while page := list(islice(entries, MOST)):
+        shown = {**head, "repositories": page}
+        well = well and healthy(shown)
+        if as_json:
+            click.echo(between + ",\n".join(json.dumps(each, ensure_ascii=False) for each in page), nl=False)
+            between = ",\n"
+        else:
+            rows = [show.plain_table(*_tables(shown, detailed=False)[1]), *_reasons(shown)]
+            click.echo("\n" + "\n".join(rows))
+    if as_json:
+        click.echo("\n]}")
+    return well
 
 
 def _tables(document: dict[str, Any], *, detailed: bool) -> list[Table]:
@@ -112,6 +153,16 @@ def _reasons(document: dict[str, Any]) -> list[str]:
     ]
 
 
+def _more(document: dict[str, Any]) -> list[str]:
+    """What is not shown, and how to see it."""
+    if not document.get("truncated"):
+        return []
+    more = document["repositories_total"] - len(document["repositories"])
+    return [
+        f"and {more:,} more repositories: `git-cluster status REPO` shows one, `status --all` all of them"
+    ]
+
+
 def _print(document: dict[str, Any], *, detailed: bool) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
@@ -121,6 +172,7 @@ def _print(document: dict[str, Any], *, detailed: bool) -> None:
     blocks = [f"cluster {document['cluster']}"]
     blocks += [show.plain_table(*shown) for shown in _tables(document, detailed=detailed) if shown[1]]
     blocks += ["\n".join(_reasons(document))] if _reasons(document) else []
+    blocks += _more(document)
     click.echo("\n\n".join(blocks))
 
 
@@ -136,6 +188,8 @@ def _rich(document: dict[str, Any], *, detailed: bool) -> Group:
         ]
     if reasons := _reasons(document):
         parts += [Text(), *(Text(reason, style="yellow") for reason in reasons)]
+    for line in _more(document):
+        parts += [Text(), Text(line, style="dim")]
     return Group(*parts)
 
 

@@ -48,7 +48,9 @@ def _targets(
     """Each replica that a command is about: of the named repositories or of all, on one device or on all."""
     if only:
         db.device(only)
-    snapshots = [find(db, name) for name in dict.fromkeys(repositories)] if repositories else db.snapshots()
+    snapshots = (
+        [find(db, name) for name in dict.fromkeys(repositories)] if repositories else db.every_snapshot()
+    )
     for snapshot in snapshots:
         replicas = [replica for replica in snapshot.replicas if only in (None, replica.device.name)]
         if repositories and not replicas:

@@ -18,12 +18,12 @@ from cluster.db.glance import Count, Glances, Group, Happened, Lag, Piece
 from cluster.db.groups import Groups
 from cluster.db.history import History
 from cluster.db.log import Log
-from cluster.db.measurements import Bucket, Measurements, Minute
+from cluster.db.measurements import Measurements, Minute
 from cluster.db.overview import STATES, Backlog, Behind, Overview, Presence, Stuck
 from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
-from cluster.db.replicas import Replicas
+from cluster.db.replicas import Held, Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
 from cluster.db.tokens import Token, Tokens
@@ -61,7 +61,6 @@ __all__ = [
     "Alike",
     "Backlog",
     "Behind",
-    "Bucket",
     "Change",
     "Connection",
     "Copy",
@@ -69,6 +68,7 @@ __all__ = [
     "Database",
     "Group",
     "Happened",
+    "Held",
     "Lag",
     "Lease",
     "Listed",

@@ -34,6 +34,12 @@ WRITE_LOCK_CLASS = 0x67697463
 """First key of the two-key advisory locks for writing ("gitc"); the second is the repository's id."""
 
 
+_RELEASE: LiteralString = (
+    "select pg_advisory_unlock_all(), set_config('application_name', 'git-cluster', false)"
+)
+"""Gives back whatever a connection for locks holds, and the name under which it was held."""
+
+
 def _unavailable() -> DatabaseUnavailable:
     return DatabaseUnavailable(
         "the cluster's database does not answer",
@@ -93,7 +99,7 @@ class Connections:
         self.measures = measures or Measures()
         self._dialer = Dialer(url, application_name)
         self._pool = Pool(self._dialer, connections, patience=6)
-        self._lock_pool = Pool(self._dialer, connections, patience=30, reset=_release_all_locks)
+        self._lock_pool = Pool(self._dialer, connections, patience=30, parting=_RELEASE)
 
     def open(self, *, any_schema: bool = False) -> Self:
         """Connect twice, so that a wrong URL or schema, or a pooler in the way, is an error now and not later.
@@ -182,7 +188,8 @@ class Connections:
 
     @contextmanager
     def dedicated(self) -> Iterator[Connection]:
-        """A connection for an advisory lock. Whatever it holds is released when it goes back, or is closed."""
+        """A connection for an advisory lock. Whatever it holds is released when it goes back, or is closed: PostgreSQL
+        has been told so then, and its answer is not waited for."""
         with translated():
             link = self._lock_pool.take()
         try:
@@ -245,10 +252,6 @@ def unique(what: str, hint: str) -> Iterator[None]:
         yield
     except psycopg.errors.UniqueViolation as error:
         raise Exists(what, hint=hint) from error
-
-
-def _release_all_locks(connection: Connection) -> None:
-    connection.execute("select pg_advisory_unlock_all()")
 
 
 def notify(connection: Connection, payload: str) -> None:

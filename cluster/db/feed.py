@@ -155,7 +155,7 @@ select p.id, p.name, g.pattern, g.level::text from proven p join access_grant g 
 union all
 select p.id, '@' || q.name, g.pattern, g.level::text
   from proven p join group_member m on m.actor_id = p.actor_id join actor_group q on q.id = m.group_id
-  join access_grant g on g.group_id = q.id"""
+  join access_grant g on g.actor_id is null and g.group_id = q.id"""
 )
 
 

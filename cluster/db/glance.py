@@ -74,7 +74,11 @@ class Glances(Connections):
 
     def how_many(self) -> int:
         """Repositories."""
-        return int(self._read("select count(*) as count from repository where name is not null")[0]["count"])
+        return int(
+            self._read(
+                "select coalesce(sum(count), 0)::bigint as count from counted where device_id is null"
+            )[0]["count"]
+        )
 
     def unfit_groups(
         self, down: Sequence[int], *, among: Sequence[str] | None = None, limit: int = 100
@@ -83,10 +87,12 @@ class Glances(Connections):
         and how many there are in all.
 
         down: ids of the devices that do not serve. among: only of the repositories with these names. The cost grows
-        with the repositories (150 ms for 100,000 with three replicas each), so who asks keeps the answer for a while.
+        with what is wrong, and where a device is down that is all that it holds: who asks keeps the answer for a while.
         """
         rows = self._read(
-            """with shaped as (
+            """with candidate as materialized ("""
+            + MAY_BE_UNFIT
+            + """), shaped as (
                    select p.name, p.frozen is not null or coalesce(bool_or(r.intent_token is not null), false) as first,
                           case when p.frozen is not null then p.id end as alone, p.min_copies, p.version > 0 as pushed,
                           bit_xor(hashint8extended(r.device_id * 64
@@ -111,10 +117,32 @@ class Glances(Connections):
         )
         return [Group(row["count"], row["name"]) for row in rows], rows[0]["every"] if rows else 0
 
+    def worst_names(self, down: Sequence[int], *, limit: int) -> list[str]:
+        """The same repositories, so many: first those that are frozen or have an interrupted write, then those that no
+        device which serves has, then the others; by name."""
+        rows = self._read(
+            "with candidate as materialized ("
+            + MAY_BE_UNFIT
+            + """), found as (
+                   select p.name, case
+                          when p.frozen is not null or bool_or(r.intent_token is not null) then 0
+                          when not coalesce(bool_or(r.device_id <> all(%(down)s::bigint[]) and (p.version = 0
+                                   or (r.version = p.version and r.quarantined is null))), false) then 1
+                          else 2 end as worst"""
+            + _UNFIT
+            + ") select name from found order by worst, name limit %(limit)s",
+            {"down": list(down), "among": None, "after": "", "search": "%", "limit": limit},
+        )
+        return [row["name"] for row in rows]
+
     def unfit_names(self, down: Sequence[int], *, search: str, after: str, limit: int) -> list[str]:
         """Names, in their order, of the repositories that may not be healthy; after `after`."""
         rows = self._read(
-            "select p.name" + _UNFIT + " order by p.name limit %(limit)s",
+            "with candidate as materialized ("
+            + MAY_BE_UNFIT
+            + ") select p.name"
+            + _UNFIT
+            + " order by p.name limit %(limit)s",
             {
                 "down": list(down),
                 "among": None,
@@ -126,13 +154,13 @@ class Glances(Connections):
         return [row["name"] for row in rows]
 
     def lags(self) -> list[Lag]:
-        """Of each device that has replicas which are not current. Grows as `unfit_groups`."""
+        """Of each device that has replicas which are not current."""
         rows = self._read(
             """select d.name, count(*) as behind, min(n.at) as since
                  from replica r join repository p on p.id = r.repository_id and p.name is not null
                  join device d on d.id = r.device_id
                  left join push n on n.repository_id = r.repository_id and n.version = coalesce(r.version + 1, 0)
-                where r.version is distinct from p.version or r.quarantined is not null
+                where r.unfit and (r.version is distinct from r.newest or r.quarantined is not null)
                 group by d.name order by d.name"""
         )
         return [Lag(row["name"], row["behind"], row["since"]) for row in rows]
@@ -221,11 +249,15 @@ class Glances(Connections):
 
     def pieces(self, *, hours: int, minutes: int) -> list[Piece]:
         """How the devices did in the last `hours`, in pieces of `minutes`, the oldest first. Of several minutes the
-        sum of what was done, and the worst of what took time."""
+        sum of what was done; of p50 the mean, by how much was done in each minute; of p99 and lag the worst."""
         rows = self._read(
             """select d.name as device, date_bin(make_interval(mins => %(minutes)s), m.at, 'epoch') as at,
                       sum(m.pushes)::int as pushes, sum(m.reads)::int as reads, sum(m.failures)::int as failures,
-                      max(m.push_p50) as push_p50, max(m.push_p99) as push_p99, max(m.read_p50) as read_p50,
+                      sum(m.push_p50 * m.pushes) / nullif(sum(m.pushes) filter (where m.push_p50 is not null), 0)
+                          as push_p50,
+                      max(m.push_p99) as push_p99,
+                      sum(m.read_p50 * m.reads) / nullif(sum(m.reads) filter (where m.read_p50 is not null), 0)
+                          as read_p50,
                       max(m.read_p99) as read_p99, max(m.lag) as lag
                  from measurement m join device d on d.id = m.device_id
                 where m.at > now() - make_interval(hours => %(hours)s)
@@ -248,8 +280,15 @@ class Glances(Connections):
         return found
 
 
+MAY_BE_UNFIT: LiteralString = """
+    select repository_id as id from replica where unfit
+     union select id from repository where unfit
+     union select repository_id from replica where device_id = any(%(down)s::bigint[])"""
+"""Ids of the repositories that are not as they should be, and of some that are: an index finds each of the three kinds,
+so that this costs what is wrong, however much is right. down: ids of the devices that do not serve."""
+
 _UNFIT: LiteralString = """
-     from repository p left join replica r on r.repository_id = p.id
+     from candidate c join repository p on p.id = c.id left join replica r on r.repository_id = p.id
     where p.name > %(after)s and p.name ilike %(search)s and (%(among)s::text[] is null or p.name = any(%(among)s))
     group by p.id
    having p.frozen is not null or count(r.device_id) < p.min_copies

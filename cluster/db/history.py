@@ -59,16 +59,6 @@ class History(Connections):
             {"id": repository_id, "device": device},
         )
 
-    def newest(self, device: str) -> dict[int, Position]:
-        """The newest version of each repository that has a replica on `device`."""
-        rows = self._read(
-            """select p.id, p.version, p.checksum from replica r
-                 join repository p on p.id = r.repository_id and p.name is not null
-                 join device d on d.id = r.device_id where d.name = %(device)s""",
-            {"device": device},
-        )
-        return {row["id"]: Position(row["version"], Checksum(row["checksum"])) for row in rows}
-
     def unknown(self, repository_ids: Iterable[int]) -> set[int]:
         """Those of these ids that no repository has, not even a deleted one."""
         wanted = list(repository_ids)

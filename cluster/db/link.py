@@ -8,11 +8,12 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.generators import fetch_many
 from psycopg.rows import dict_row
 
 from cluster.db.schema import Connection
@@ -34,8 +35,17 @@ _CLIENT_SIDE: dict[str, Any] = {
 _SERVER_SIDE = """
 select set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '20s', false),
-       set_config('idle_in_transaction_session_timeout', '60s', false)"""
-"""So that PostgreSQL, too, notices within 30 s that a device has gone, and gives its locks to others."""
+       set_config('idle_in_transaction_session_timeout', '60s', false),
+       set_config('default_transaction_isolation', 'read committed', false)"""
+"""So that PostgreSQL, too, notices within 30 s that a device has gone, and gives its locks to others. And so that what
+is looked at in the transaction that waits for a lock is what there is once it is got (Writes.wait_write_lock)."""
+
+with suppress(ImportError):  # no part of psycopg's interface: where it moves, we are slower
+    from psycopg import _queries
+
+    _queries.MAX_CACHED_STATEMENT_LENGTH = 32768
+    # psycopg takes a statement apart once, and a long one each time that it is run: 0.3 ms of every request for ours.
+    # It has no other way to be told; its limit (4096) is there for who sends a new text each time.
 
 _TAKES_WRITES = ("read-write", "primary")
 
@@ -44,6 +54,7 @@ class Link(Connection):
     """A connection that knows since when it waits for an answer (time.monotonic(); None: it does not)."""
 
     unanswered_since: float | None = None
+    _parting = False
 
     @classmethod
     def to(cls, parameters: Mapping[str, Any]) -> Self:
@@ -61,6 +72,14 @@ class Link(Connection):
         finally:
             self.unanswered_since = None
 
+    def part_with(self, statement: LiteralString) -> None:
+        """Have a last statement run before this connection lies ready, and do not wait for its answer: who takes the
+        connection next does (`stands`). psycopg.Error."""
+        self.pgconn.send_query(statement.encode())
+        self._parting = True
+        if self.pgconn.flush():  # the kernel has no room for a line: then the connection is of no use
+            raise psycopg.OperationalError("the database takes nothing")
+
     @property
     def takes_writes(self) -> bool:
         """False once PostgreSQL has said that this session is read-only, or its server a standby."""
@@ -73,6 +92,12 @@ class Link(Connection):
         PostgreSQL had to say about it."""
         if self.closed or self.broken:
             return False
+        if self._parting:
+            self._parting = False
+            try:
+                self.wait(fetch_many(self.pgconn))
+            except psycopg.Error:
+                return False
         readable = select.poll()  # select(2) ends at descriptor 1024
         readable.register(self.fileno(), select.POLLIN)
         while readable.poll(0):

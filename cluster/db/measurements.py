@@ -21,6 +21,9 @@ COPIES_LOCK = 0x67697470
 OVERLAP = 30.0
 """Seconds that one look goes back before the one before: a push or event is in the table only once it is committed."""
 
+MOST_LOOKED_AT = 20_000
+"""Ids of repositories that a look at all of them takes at once: some 100 ms."""
+
 MOST_SHORT = 5000
 """Repositories that are looked at again because they were short of copies, at the most."""
 
@@ -39,24 +42,6 @@ class Minute:
     read_p99: float | None = None
     behind: int = 0
     lag: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """How a device did in the time that begins `at`. Counts are sums; p50 the mean of the minutes', weighted; p99,
-    behind and lag the worst of them. Seconds."""
-
-    device: str
-    at: datetime
-    pushes: int
-    reads: int
-    failures: int
-    push_p50: float | None
-    push_p99: float | None
-    read_p50: float | None
-    read_p99: float | None
-    behind: int
-    lag: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +93,6 @@ class Measurements(Connections):
             {"device": device, "days": KEPT_DAYS},
         )
 
-    def buckets(self, seconds: float, count: int) -> list[Bucket]:
-        """How every device did in the last `seconds`, in `count` spans of the same length; those without a row are left
-        out. By device, then by time."""
-        rows = self._read(
-            """select d.name as device, to_timestamp(floor(extract(epoch from m.at) / %(span)s) * %(span)s) as at,
-                      sum(m.pushes)::int as pushes, sum(m.reads)::int as reads, sum(m.failures)::int as failures,
-                      sum(m.push_p50 * m.pushes) / nullif(sum(m.pushes) filter (where m.push_p50 is not null), 0)
-                          as push_p50,
-                      max(m.push_p99)::float as push_p99,
-                      sum(m.read_p50 * m.reads) / nullif(sum(m.reads) filter (where m.read_p50 is not null), 0)
-                          as read_p50,
-                      max(m.read_p99)::float as read_p99, max(m.behind) as behind, max(m.lag)::float as lag
-                 from measurement m join device d on d.id = m.device_id
-                where m.at >= to_timestamp(floor((extract(epoch from now()) - %(seconds)s) / %(span)s + 1) * %(span)s)
-                group by 1, 2 order by 1, 2""",
-            {"seconds": seconds, "span": seconds / count},
-        )
-        return [Bucket(**row) for row in rows]
-
     # Copies
 
     def look_at_copies(
@@ -136,8 +102,26 @@ class Measurements(Connections):
 
         Looked at are the repositories that were pushed to, or had something happen to them, since the last look
         (`since`), and those that were `short` then; an index finds each. since None: all of them, which reads every
-        replica. None: another device is to look (of those that are up, the one that was added first), or just does.
+        replica, some at a time. None: another device is to look (of those that are up, the one that was added first),
+        or just does.
         """
+        if since is not None:
+            return self._look_at_copies(device, since, short, range(0))
+        newest = self._read("select coalesce(max(id), 0) as id from repository")[0]["id"]
+        at, found = None, list[int]()
+        for first in range(1, newest + 2, MOST_LOOKED_AT):
+            look = self._look_at_copies(device, None, (), range(first, first + MOST_LOOKED_AT))
+            if look is None:
+                return None
+            at = at or look.at
+            found += look.short
+        assert at is not None
+        return CopiesLook(at, tuple(found))
+
+    def _look_at_copies(
+        self, device: str, since: datetime | None, short: Collection[int], ids: range
+    ) -> CopiesLook | None:
+        """The same; since None: of the repositories with these ids."""
         wanted = list(short)[:MOST_SHORT]
         with self._transaction() as connection:
             row = connection.execute(
@@ -157,7 +141,7 @@ class Measurements(Connections):
                        union select repository_id from event
                         where at > %(since)s::timestamptz - make_interval(secs => %(overlap)s)
                        union select unnest(%(short)s::bigint[])
-                       union select id from repository where %(since)s::timestamptz is null),
+                       union select id from repository where id >= %(first)s and id < %(end)s),
                    counted as (
                        select p.id, count(r.device_id) as wanted,
                               count(*) filter (where r.version = p.version and r.quarantined is null) as copies
@@ -175,14 +159,21 @@ class Measurements(Connections):
                    select c.id, c.copies < c.wanted as short, n.repository_id is not null as noted
                      from counted c left join noted n on n.repository_id = c.id
                     where c.copies < c.wanted or n.repository_id is not null""",
-                {"since": since, "overlap": OVERLAP, "short": wanted},
+                {
+                    "since": since,
+                    "overlap": OVERLAP,
+                    "short": wanted,
+                    "first": ids.start,
+                    "end": ids.stop,
+                },
             ).fetchall()
             noted = [each["id"] for each in found if each["noted"]]
             if since is None:
                 connection.execute(
-                    """delete from copies c where c.at < now() - make_interval(days => %(days)s) and exists (
+                    """delete from copies c where c.repository_id >= %(first)s and c.repository_id < %(end)s
+                          and c.at < now() - make_interval(days => %(days)s) and exists (
                               select from copies l where l.repository_id = c.repository_id and l.at > c.at)""",
-                    {"days": COPIES_DAYS},
+                    {"days": COPIES_DAYS, "first": ids.start, "end": ids.stop},
                 )
             elif noted:
                 connection.execute(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 from cluster.db.connections import WRITE_LOCK_CLASS, Connections
+from cluster.db.glance import MAY_BE_UNFIT
 from cluster.db.schema import check_schema
 from cluster.model import Device, DeviceMode
 
@@ -61,20 +62,30 @@ class Overview(Connections):
     """The whole cluster in a few numbers."""
 
     def repository_states(self) -> dict[str, int]:
-        """How many repositories are in each of STATES, by the rules of cluster/status.py. Each row is read once.
+        """How many repositories are in each of STATES, by the rules of cluster/status.py. Only those are looked at that
+        may not be healthy.
 
         A replica at the repository's version holds its newest position: the push log has one checksum for a version.
         An intent that is two seconds old and whose lock is free is left over: a push that ends while this looks is
         younger.
         """
+        # Not within the statement: PostgreSQL plans by how many devices these are.
+        down = [
+            row["id"]
+            for row in self._read(
+                """select id from device where mode = 'disabled' or stopped or last_seen_at is null
+                       or last_seen_at <= now() - make_interval(secs => %(alive)s)""",
+                {"alive": Device.OFFLINE_AFTER},
+            )
+        ]
         rows = self._read(
-            """with serving as (
-                   select id, mode <> 'disabled' and not stopped and last_seen_at is not null
-                              and last_seen_at > now() - make_interval(secs => %(alive)s) as serves
-                     from device),
+            """with candidate as materialized ("""
+            + MAY_BE_UNFIT
+            + """),
                left_over as (
                    select r.repository_id from replica r
-                    where r.intent_token is not null and r.intent_at < now() - interval '2 s' and not exists (
+                    where r.unfit and r.intent_token is not null and r.intent_at < now() - interval '2 s'
+                      and not exists (
                           select from pg_locks l
                            where l.locktype = 'advisory' and l.granted and l.classid::bigint = %(class)s
                              and l.objid::bigint = r.repository_id %% 2147483648 and l.objsubid = 2
@@ -82,26 +93,30 @@ class Overview(Connections):
                held as (
                    select p.id, p.version, p.min_copies,
                           count(*) filter (where r.version = p.version and r.quarantined is null) as leaders,
-                          coalesce(bool_or(d.serves and (p.version = 0
+                          coalesce(bool_or(r.device_id <> all(%(down)s::bigint[]) and (p.version = 0
                                            or (r.version = p.version and r.quarantined is null))), false) as available,
-                          coalesce(bool_or(not d.serves or r.quarantined is not null
+                          coalesce(bool_or(r.device_id = any(%(down)s::bigint[]) or r.quarantined is not null
                                            or r.version is distinct from p.version or r.damage is not null),
                                    false) as trouble
-                     from repository p left join replica r on r.repository_id = p.id
-                     left join serving d on d.id = r.device_id
+                     from candidate c join repository p on p.id = c.id left join replica r on r.repository_id = p.id
                     where p.name is not null and p.frozen is null
                       and p.id not in (select repository_id from left_over)
-                    group by p.id)
+                    group by p.id),
+               found as (
                select case when not available then 'unavailable'
                            when trouble or leaders < min_copies then 'degraded' else 'healthy' end as state,
                       count(*) as count from held group by 1
                union all
-               select 'frozen', count(*) from repository p
+               select 'frozen', count(*) from candidate c join repository p on p.id = c.id
                 where p.name is not null
-                  and (p.frozen is not null or p.id in (select repository_id from left_over))""",
-            {"alive": Device.OFFLINE_AFTER, "class": WRITE_LOCK_CLASS},
+                  and (p.frozen is not null or p.id in (select repository_id from left_over)))
+               select state, count from found where state <> 'healthy' and count > 0
+               union all
+               select 'healthy', (select coalesce(sum(count), 0) from counted where device_id is null)
+                                 - (select coalesce(sum(count), 0) from found where state <> 'healthy')""",
+            {"class": WRITE_LOCK_CLASS, "down": down},
         )
-        return dict.fromkeys(STATES, 0) | {row["state"]: row["count"] for row in rows}
+        return dict.fromkeys(STATES, 0) | {row["state"]: max(0, int(row["count"])) for row in rows}
 
     def behind(self, device: str | None = None) -> list[Behind]:
         """Of each device; or of one, whose replicas an index finds."""
@@ -115,7 +130,7 @@ class Overview(Connections):
                  from device d
                  left join (select r.device_id, r.repository_id, r.version
                               from replica r join repository p on p.id = r.repository_id
-                             where p.name is not null and r.version is distinct from p.version and"""
+                             where p.name is not null and r.unfit and r.version is distinct from r.newest and"""
             + here
             + """) r on r.device_id = d.id
                  left join push p on p.repository_id = r.repository_id and p.version = r.version + 1
@@ -131,7 +146,7 @@ class Overview(Connections):
                       coalesce(extract(epoch from now() - min(e.at)), 0)::float as delay
                  from webhook w join repository p on p.id = w.repository_id and p.name is not null
                  left join push e on e.repository_id = w.repository_id and e.version = w.delivered + 1
-                where w.enabled and w.delivered < p.version"""
+                where w.due"""
         )
         return Backlog(rows[0]["webhooks"], rows[0]["versions"], max(0.0, rows[0]["delay"]))
 
@@ -149,7 +164,9 @@ class Overview(Connections):
 
     def stuck(self, device: str) -> Stuck:
         rows = self._read(
-            """select count(*) as held, count(*) filter (where s.stuck) as stuck,
+            """select (select coalesce(sum(count), 0)::bigint from counted
+                        where device_id = (select id from device where name = %(device)s)) as held,
+                      count(*) filter (where s.stuck) as stuck,
                       count(*) filter (where s.stuck and exists (
                           select from replica o join device e on e.id = o.device_id
                            where o.repository_id = s.repository_id and o.device_id <> s.device_id
@@ -157,9 +174,9 @@ class Overview(Connections):
                              and not e.stopped and e.last_seen_at > now() - make_interval(secs => %(alive)s)
                       )) as elsewhere
                  from (select r.repository_id, r.device_id, p.version as newest, r.attempts > 1
-                              and (r.version is distinct from p.version or r.quarantined is not null) as stuck
+                              and (r.version is distinct from r.newest or r.quarantined is not null) as stuck
                          from replica r join repository p on p.id = r.repository_id and p.name is not null
-                        where r.device_id = (select id from device where name = %(device)s)) s""",
+                        where r.unfit and r.device_id = (select id from device where name = %(device)s)) s""",
             {"device": device, "alive": Device.OFFLINE_AFTER},
         )
         return Stuck(**rows[0])

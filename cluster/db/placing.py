@@ -85,8 +85,8 @@ class Placing(Connections):
     def loads(self) -> dict[str, int]:
         """How many repositories each device holds; deleted ones, whose copies are on their way out, do not count."""
         rows = self._read(
-            """select d.name, count(p.id) as held from device d left join replica r on r.device_id = d.id
-                 left join repository p on p.id = r.repository_id and p.name is not null group by d.name"""
+            """select d.name, coalesce(sum(c.count), 0)::bigint as held
+                 from device d left join counted c on c.device_id = d.id group by d.name"""
         )
         return {row["name"]: row["held"] for row in rows}
 

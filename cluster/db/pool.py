@@ -20,17 +20,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Condition, Event, Lock, Thread
-from typing import Any
+from typing import Any, LiteralString
 from weakref import WeakSet
 
 import psycopg
 
 from cluster.db.link import Link, hosts, reason
-from cluster.db.schema import Connection
 from cluster.errors import DatabaseUnavailable
 
 _log = logging.getLogger(__name__)
@@ -217,7 +216,8 @@ class Usage:
 class Pool:
     """Connections for one kind of use: at most `most`, of which the one given back last is taken first.
 
-    patience: seconds to wait for one of them to be given back. reset: what is done to one that is given back.
+    patience: seconds to wait for one of them to be given back. parting: what PostgreSQL is told of one that is given
+    back; nobody waits until it has done so but who takes that connection next.
     """
 
     def __init__(
@@ -226,9 +226,9 @@ class Pool:
         most: int,
         *,
         patience: float,
-        reset: Callable[[Connection], None] = lambda connection: None,
+        parting: LiteralString | None = None,
     ) -> None:
-        self._dialer, self._most, self._patience, self._reset = dialer, most, patience, reset
+        self._dialer, self._most, self._patience, self._parting = dialer, most, patience, parting
         self._change = Condition()
         self._idle: deque[tuple[float, Link]] = deque()
         self._taken = self._waits = 0
@@ -273,7 +273,8 @@ class Pool:
         try:
             if link.info.transaction_status == psycopg.pq.TransactionStatus.IDLE and link.takes_writes:
                 with suppress(psycopg.Error):
-                    self._reset(link)
+                    if self._parting is not None:
+                        link.part_with(self._parting)
                     self.keep(link)
                     return
             link.close()

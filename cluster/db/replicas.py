@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from cluster.db.connections import CHANNEL, Connections, notify, translated
 from cluster.db.devices import MAY_FENCE
@@ -18,6 +19,20 @@ from cluster.model import (
     Position,
     RefUpdate,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A replica on the device that asked. newest: its repository's position.
+
+    claims: what its refs amount to; None: it is absent, not trusted, in the middle of a write, or ahead.
+    named: whether its repository is still there.
+    """
+
+    repository_id: int
+    newest: Position
+    claims: Checksum | None
+    named: bool
 
 
 class Replicas(Connections):
@@ -188,7 +203,7 @@ class Replicas(Connections):
                  from replica r join device o on o.id = r.device_id
                  join repository p on p.id = r.repository_id and p.name is not null
                  join device me on me.name = %(device)s
-                where r.intent_token is not null and (o.id = me.id or ("""
+                where r.unfit and r.intent_token is not null and (o.id = me.id or ("""
             + MAY_FENCE
             + """
                       and exists (select from replica m
@@ -229,19 +244,30 @@ class Replicas(Connections):
         """Ids of repositories whose replica here was not verified for `every` seconds, the longest ago first, and
         whether it is known to be damaged and another device, which is up, could help now."""
         rows = self._read(
-            """select r.repository_id, r.damage is not null and exists (
+            """with here as (select id from device where name = %(device)s),
+                    found as (
+                   (select * from replica where device_id = (select id from here) and damage is not null limit 1000)
+                   union all
+                   (select * from replica where device_id = (select id from here) and unfit and damage is null
+                       and (verified_at is null
+                            or verified_at < now() - make_interval(secs => %(every)s)) limit 1000)
+                   union all
+                   (select * from replica where device_id = (select id from here) and not unfit
+                       and verified_at is null limit 1000)
+                   union all
+                   (select * from replica where device_id = (select id from here) and not unfit
+                       and verified_at < now() - make_interval(secs => %(every)s)
+                     order by verified_at limit 1000))
+               select r.repository_id, r.damage is not null and exists (
                       select from replica o join device e on e.id = o.device_id
                        where o.repository_id = r.repository_id and o.device_id <> r.device_id
-                         and o.version = p.version and o.quarantined is null and o.damage is null
+                         and o.version = r.newest and o.quarantined is null and o.damage is null
                          and e.mode <> 'disabled' and not e.stopped
                          and e.last_seen_at > now() - make_interval(secs => %(alive)s)) as helped
-                 from replica r join repository p on p.id = r.repository_id and p.name is not null
-                 join device d on d.id = r.device_id
-                where d.name = %(device)s and r.version is not null and r.quarantined is null
-                  and r.intent_token is null and r.marker_version is null
-                  and (r.verified_at is null or r.damage is not null
-                       or r.verified_at < now() - make_interval(secs => %(every)s))
-                order by 2 desc, r.verified_at nulls first, md5(r.repository_id::text || d.name) limit 1000""",
+                 from found r join repository p on p.id = r.repository_id and p.name is not null
+                where r.version is not null and r.quarantined is null and r.intent_token is null
+                  and r.marker_version is null
+                order by 2 desc, r.verified_at nulls first, md5(r.repository_id::text || %(device)s) limit 1000""",
             {"device": device, "every": every, "alive": Device.OFFLINE_AFTER},
         )
         return [(row["repository_id"], row["helped"]) for row in rows]
@@ -254,17 +280,48 @@ class Replicas(Connections):
             {"id": repository_id, "device": device},
         )
 
-    def claims(self, device: str) -> dict[int, Checksum]:
-        """What the refs of each trusted replica on `device` that is not in the middle of a write amount to."""
+    def held_page(self, device: str, *, after: int, limit: int) -> list[Held]:
+        """The next `limit` replicas on `device`, by the ids of their repositories, after `after`; fewer: there are no
+        more."""
         rows = self._read(
-            """select r.repository_id, r.checksum from replica r
-                 join repository p on p.id = r.repository_id and p.name is not null
-                 join device d on d.id = r.device_id
-                where d.name = %(device)s and r.version is not null and r.quarantined is null
-                  and r.intent_token is null and r.marker_version is null""",
+            """select p.id, p.version as newest, p.checksum as newest_checksum, r.checksum,
+                      r.version is not null and r.quarantined is null and r.intent_token is null
+                          and r.marker_version is null as claims, p.name is not null as named
+                 from (select * from replica where device_id = (select id from device where name = %(device)s)
+                          and repository_id > %(after)s order by repository_id limit %(limit)s) r
+                 join repository p on p.id = r.repository_id order by p.id""",
+            {"device": device, "after": after, "limit": limit},
+        )
+        return [
+            Held(
+                row["id"],
+                Position(row["newest"], Checksum(row["newest_checksum"])),
+                Checksum(row["checksum"]) if row["claims"] else None,
+                row["named"],
+            )
+            for row in rows
+        ]
+
+    def held_among(self, device: str, repository_ids: Iterable[int]) -> set[int]:
+        """Those of these repositories, deleted ones too, that have a replica on `device`."""
+        rows = self._read(
+            """select repository_id from replica
+                where device_id = (select id from device where name = %(device)s)
+                  and repository_id = any(%(ids)s::bigint[])""",
+            {"device": device, "ids": list(repository_ids)},
+        )
+        return {row["repository_id"] for row in rows}
+
+    def dropped(self, device: str) -> list[int]:
+        """Ids of up to 1,000 repositories that were deleted and of which `device` still has a replica."""
+        rows = self._read(
+            """select p.id from repository p
+                 join replica r on r.repository_id = p.id
+                      and r.device_id = (select id from device where name = %(device)s)
+                where p.name is null order by p.id limit 1000""",
             {"device": device},
         )
-        return {row["repository_id"]: Checksum(row["checksum"]) for row in rows}
+        return [row["id"] for row in rows]
 
     def nudge(self, repository_id: int) -> None:
         """Have every device look at a repository now."""
@@ -276,9 +333,9 @@ class Replicas(Connections):
             row["repository_id"]
             for row in self._read(
                 """select r.repository_id from replica r join repository p on p.id = r.repository_id
-                     join device d on d.id = r.device_id
-                    where d.name = %(device)s and p.name is not null and r.intent_token is null
-                      and (r.version is distinct from p.version or r.quarantined is not null)
+                    where r.device_id = (select id from device where name = %(device)s) and r.unfit
+                      and p.name is not null and r.intent_token is null
+                      and (r.version is distinct from r.newest or r.quarantined is not null)
                       and (r.next_try_at is null or r.next_try_at <= now())
                     order by r.next_try_at nulls first, r.repository_id limit 1000""",
                 {"device": device},

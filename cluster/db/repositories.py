@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, unique
 from cluster.db.placing import lock_placement, place_on
-from cluster.db.rows import snapshot_from, snapshots_from
+from cluster.db.rows import Row, snapshot_from, snapshots_from
 from cluster.db.who import STILL_PROVEN, key_gone, proof_of
 from cluster.errors import NotFound
 from cluster.model import (
@@ -164,24 +164,14 @@ class Repositories(Connections):
 
     def snapshot_of(self, repository_id: int) -> Snapshot:
         """The same by id, without grants. NotFound when it was deleted."""
-        rows = self._read(
-            SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name", {"id": repository_id}
-        )
-        if not rows:
-            raise NotFound("this repository was deleted")
-        return snapshot_from(rows)
+        return the_one(self._read(SNAPSHOT_OF, {"id": repository_id}))
 
     def unplace(self, repository_id: int, device: str) -> None:
         """Forget a replica that nobody needs any more. StillNeeded, Refused, NotFound: placement.refuse_removal."""
         with self._transaction() as connection:
             lock_placement(connection, repository_id)
-            rows = connection.execute(
-                SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name",
-                {"id": repository_id},
-            ).fetchall()
-            if not rows:
-                raise NotFound("this repository was deleted")
-            refuse_removal(snapshot_from(rows), device)
+            rows = connection.execute(SNAPSHOT_OF, {"id": repository_id}).fetchall()
+            refuse_removal(the_one(rows), device)
             connection.execute(
                 """delete from replica r using device d
                     where r.repository_id = %(id)s and d.id = r.device_id and d.name = %(device)s""",
@@ -190,9 +180,25 @@ class Repositories(Connections):
             notify(connection, str(repository_id))  # so that the device sets its copy aside
             notify(connection, "")
 
-    def snapshots(self) -> list[Snapshot]:
-        """Every repository, by name."""
-        return snapshots_from(self._read(SNAPSHOT + " where p.name is not null order by p.name, d.name"))
+    def snapshots(self, *, after: str = "", limit: int | None = None) -> list[Snapshot]:
+        """The next `limit` repositories by name, after `after`; all of them only where they are known to be few."""
+        rows = self._read(
+            "select "
+            + _SNAPSHOT_COLUMNS
+            + " from (select * from repository where name > %(after)s order by name limit %(limit)s) p"
+            + _REPLICAS
+            + " order by p.name, d.name",
+            {"after": after, "limit": limit},
+        )
+        return snapshots_from(rows)
+
+    def every_snapshot(self, *, page: int = 1000) -> Iterator[Snapshot]:
+        """Every repository, by name, read a page at a time. No connection is held between two of them."""
+        after: str | None = ""
+        while after is not None:
+            found = self.snapshots(after=after, limit=page)
+            yield from found
+            after = found[-1].repository.name if len(found) == page else None
 
 
 _SNAPSHOT_COLUMNS: LiteralString = """
@@ -210,6 +216,9 @@ _REPLICAS: LiteralString = """
 
 SNAPSHOT: LiteralString = "select " + _SNAPSHOT_COLUMNS + " from repository p" + _REPLICAS
 
+SNAPSHOT_OF: LiteralString = SNAPSHOT + " where p.id = %(id)s and p.name is not null order by d.name"
+"""Of one repository, by its id; its rows are for `the_one`."""
+
 _ME: LiteralString = "(select id from actor where name = %(user)s)"
 _MY_GROUPS: LiteralString = "array(select group_id from group_member where actor_id = " + _ME + ")"
 
@@ -219,7 +228,7 @@ def _concerning(table: LiteralString, columns: LiteralString) -> LiteralString:
 
     Each branch names actor, group and, where it is no wildcard, pattern exactly, so that each is a look-up in an index
     (of <table>_once, <table>_wildcard) however many others there are. With one `or` for all of them PostgreSQL may read
-    every grant on a repository, or every wildcard. tests/bench_scale.py measures it.
+    every grant on a repository, or every wildcard. tests/test_plans.py holds it to that.
     """
     lists: LiteralString = ""
     for which in ("g.pattern = %(name)s", "g.wildcard"):
@@ -264,6 +273,13 @@ _SNAPSHOT_WITH_GRANTS: LiteralString = (
     + " as actor_known from (select) one left join repository p on p.name = %(name)s"
     + _REPLICAS
 )
+
+
+def the_one(rows: list[Row]) -> Snapshot:
+    """The snapshot in the rows of SNAPSHOT_OF. NotFound when the repository was deleted."""
+    if not rows:
+        raise NotFound("this repository was deleted")
+    return snapshot_from(rows)
 
 
 def no_repository(name: str) -> NotFound:

@@ -9,7 +9,7 @@ import psycopg
 
 from cluster.errors import SchemaMismatch
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """The schema that this program speaks. schema.sql is this version; older ones are upgraded by `init`."""
 
 UPGRADES: dict[int, LiteralString] = {
@@ -152,6 +152,99 @@ create table copies (
     wanted        integer not null,
     primary key (repository_id, at)
 );
+""",
+    # On a live cluster: from the first statement to the end, all in one transaction, nobody else can read or write
+    # `repository`, `replica` and `webhook`: requests wait, as for a database that is away, and go on. `repository` and
+    # `replica` are written twice and their indexes built anew; docs/scale.md says how long that takes. Devices that
+    # still run the program before this one go on working afterwards: what is new is kept by triggers.
+    4: """
+lock table repository, replica, webhook in access exclusive mode;
+alter table repository add column replicas integer not null default 0;
+update repository p set replicas = r.count
+  from (select repository_id, count(*) as count from replica group by repository_id) r where r.repository_id = p.id;
+alter table repository
+    add column unfit boolean not null generated always as (frozen is not null or replicas < min_copies) stored;
+create index repository_unfit on repository (id) where unfit;
+create index repository_deleted on repository (id) where name is null;
+drop index replica_of_device;
+alter table replica add column newest bigint;
+update replica r set newest = p.version from repository p where p.id = r.repository_id;
+alter table replica
+    alter column newest set not null,
+    add column unfit boolean not null generated always as (
+        version is distinct from newest or quarantined is not null or intent_token is not null
+        or marker_version is not null or damage is not null) stored;
+create index replica_of_device on replica (device_id, repository_id);
+create index replica_unfit on replica (device_id, next_try_at nulls first, repository_id) where unfit;
+create index replica_verified on replica (device_id, verified_at nulls first) where not unfit;
+create index replica_damaged on replica (device_id) where damage is not null;
+alter table webhook add column newest bigint;
+update webhook w set newest = p.version from repository p where p.id = w.repository_id;
+alter table webhook
+    alter column newest set not null,
+    add column due boolean not null generated always as (enabled and delivered < newest) stored;
+create index webhook_due on webhook (id) where due;
+create index key_operator on key (expires_at) where actor_id is null and device_id is null;
+create index web_session_over on web_session (expires_at);
+create table counted (
+    device_id bigint references device on delete cascade,
+    shard     integer not null,
+    count     bigint not null,
+    constraint counted_once unique nulls not distinct (device_id, shard)
+);
+create function count_in(device bigint, more bigint) returns void language sql as $$
+    insert into counted (device_id, shard, count) values (device, pg_backend_pid() % 8, more)
+        on conflict on constraint counted_once do update set count = counted.count + excluded.count;
+$$;
+create function repository_turned() returns trigger language plpgsql as $$
+begin
+    update replica set newest = new.version where repository_id = new.id and newest <> new.version;
+    update webhook set newest = new.version where repository_id = new.id and newest <> new.version;
+    return null;
+end $$;
+create trigger repository_turned after update of version on repository
+    for each row when (new.version <> old.version) execute function repository_turned();
+create function repository_counted() returns trigger language plpgsql as $$
+declare
+    more bigint := case when tg_op = 'INSERT' or (tg_op = 'UPDATE' and new.name is not null) then 1 else -1 end;
+begin
+    perform count_in(null, more);
+    if tg_op <> 'INSERT' then
+        perform count_in(r.device_id, more)
+           from (select device_id from replica where repository_id = old.id order by device_id) r;
+    end if;
+    return coalesce(new, old);
+end $$;
+create trigger repository_made after insert on repository
+    for each row when (new.name is not null) execute function repository_counted();
+create trigger repository_deleted after update of name on repository
+    for each row when ((new.name is null) <> (old.name is null)) execute function repository_counted();
+create trigger repository_gone before delete on repository
+    for each row when (old.name is not null) execute function repository_counted();
+create function replica_begins() returns trigger language plpgsql as $$
+begin
+    select version into new.newest from repository where id = new.repository_id for no key update;
+    return new;
+end $$;
+create trigger replica_begins before insert on replica for each row execute function replica_begins();
+create function replica_counted() returns trigger language plpgsql as $$
+declare
+    more   integer := case when tg_op = 'INSERT' then 1 else -1 end;
+    moved  replica := case when tg_op = 'INSERT' then new else old end;
+    named  boolean;
+begin
+    update repository set replicas = replicas + more where id = moved.repository_id
+        returning name is not null into named;
+    if named then -- null: the repository is gone, and took this with it
+        perform count_in(moved.device_id, more);
+    end if;
+    return null;
+end $$;
+create trigger replica_counted after insert or delete on replica for each row execute function replica_counted();
+insert into counted (device_id, shard, count) select null, 0, count(*) from repository where name is not null;
+insert into counted (device_id, shard, count)
+    select r.device_id, 0, count(*) from replica r join repository p on p.id = r.repository_id and p.name is not null
+     group by r.device_id;
 """,
 }
 """For each older schema, the statements that make the next one of it. `init` runs them in one transaction."""

@@ -4,7 +4,8 @@
                      │
                      └─ the device died: due again when leased_until has passed
 
-What is due is a query (enabled, the repository has versions after `delivered`, no lease, no next_try_at ahead). Order
+What is due is a query (enabled, the repository has versions after `delivered`: the column `due`, which a trigger keeps
+true; no lease, no next_try_at ahead). Order
 and "at least once" rest on `delivered`: it moves by one, by compare-and-set, and only for whoever holds the lease.
 """
 
@@ -81,8 +82,8 @@ class Webhooks(Connections):
             if row["count"] >= MOST:
                 raise Refused(f"{repository} has {MOST} webhooks already", hint="remove one first")
             made = connection.execute(
-                """insert into webhook (repository_id, url, secret, delivered, created_by)
-                   values (%(id)s, %(url)s, %(secret)s, %(version)s, %(by)s) returning id""",
+                """insert into webhook (repository_id, url, secret, delivered, newest, created_by)
+                   values (%(id)s, %(url)s, %(secret)s, %(version)s, %(version)s, %(by)s) returning id""",
                 {"id": row["id"], "url": url, "secret": secret, "version": row["version"], "by": created_by},
             ).fetchone()
             assert made is not None
@@ -149,7 +150,7 @@ class Webhooks(Connections):
                           leased_until = now() + make_interval(secs => %(seconds)s)
                     where w.id in (
                           select w.id from webhook w join repository p on p.id = w.repository_id and p.name is not null
-                           where w.enabled and p.version > w.delivered and (w.attempts = 0 or not %(fresh)s)
+                           where w.due and (w.attempts = 0 or not %(fresh)s)
                              and (w.next_try_at is null or w.next_try_at <= now())
                              and (w.leased_until is null or w.leased_until < now()) and w.id <> all(%(but)s::bigint[])
                            order by w.attempts = 0 desc, w.next_try_at nulls first, w.id limit %(most)s
@@ -217,14 +218,17 @@ class Webhooks(Connections):
             {"device": device},
         )
 
-    def next_webhook_in(self) -> float | None:
-        """Seconds until the next try of one that failed, or the end of a lease; None: nothing is awaited."""
-        seconds: float | None = self._read(
-            """select extract(epoch from min(greatest(w.next_try_at, w.leased_until)) - now())::float as seconds
-                 from webhook w join repository p on p.id = w.repository_id and p.name is not null
-                where w.enabled and p.version > w.delivered and greatest(w.next_try_at, w.leased_until) > now()"""
-        )[0]["seconds"]
-        return seconds
+    def webhooks_due(self) -> tuple[bool, float | None]:
+        """Whether the turn of any has come; and seconds until the next try of one that failed, or the end of a lease
+        (None: nothing is awaited)."""
+        row = self._read(
+            """select coalesce(bool_or(t.turn is null or t.turn <= now()), false) as due,
+                      extract(epoch from min(t.turn) filter (where t.turn > now()) - now())::float as seconds
+                 from webhook w join repository p on p.id = w.repository_id and p.name is not null,
+                      lateral (select greatest(w.next_try_at, w.leased_until) as turn) t
+                where w.due"""
+        )[0]
+        return row["due"], row["seconds"]
 
 
 _LISTED: LiteralString = """

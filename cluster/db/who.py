@@ -197,8 +197,10 @@ class Who(Connections):
         finally:
             with suppress(DatabaseUnavailable):
                 self._write(
-                    """delete from key where fingerprint = %(fingerprint)s
-                       or (num_nonnulls(actor_id, device_id) = 0 and expires_at < now())""",
+                    """delete from key where fingerprint = any(array(
+                              select fingerprint from key
+                               where actor_id is null and device_id is null and expires_at < now()
+                              union all select %(fingerprint)s))""",
                     {"fingerprint": fingerprint},
                 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString
@@ -15,6 +14,7 @@ import psycopg
 
 from cluster.db.connections import CHANNEL, WRITE_LOCK_CLASS, Connections, translated
 from cluster.db.devices import MAY_FENCE
+from cluster.db.repositories import SNAPSHOT_OF, the_one
 from cluster.db.rows import Row
 from cluster.db.schema import Connection
 from cluster.errors import DatabaseUnavailable, WriteConflict
@@ -24,6 +24,7 @@ from cluster.model import (
     LogEntry,
     Position,
     RefUpdate,
+    Snapshot,
 )
 
 
@@ -39,22 +40,30 @@ class LockHolder:
 class Writes(Connections):
     """The write lock, the intent and the commit: what a push rests on."""
 
-    def try_write_lock(self, connection: Connection, repository_id: int, label: str) -> bool:
-        """Take the write lock if it is free, and say in pg_stat_activity who has it. No waiting."""
-        with translated():
-            row = connection.execute(
-                """select set_config('application_name', %(label)s, false),
-                          pg_try_advisory_lock(%(class)s, %(id)s) as got""",
-                {"label": label, "class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
-            ).fetchone()
-            assert row is not None
-            return bool(row["got"])
+    def try_write_lock(self, connection: Connection, repository_id: int, label: str) -> Snapshot | None:
+        """Take the write lock if it is free, and say in pg_stat_activity who has it. No waiting. None: it is not free.
 
-    def wait_write_lock(self, connection: Connection, repository_id: int, seconds: float) -> bool:
-        """Queue for the write lock for `seconds` at most. False: still not ours."""
+        The lock and the look at what it protects are two statements, so that the look sees what there was before the
+        lock was got; they go out together and cost one round trip. The connection gives the lock back (`dedicated`).
+        NotFound: the repository was deleted.
+        """
+        with translated():
+            with connection.pipeline():
+                lock = connection.execute(
+                    """select set_config('application_name', %(label)s, false),
+                              pg_try_advisory_lock(%(class)s, %(id)s) as got""",
+                    {"label": label, "class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
+                )
+                look = connection.execute(SNAPSHOT_OF, {"id": repository_id})
+            row = lock.fetchone()
+            assert row is not None
+            return the_one(look.fetchall()) if row["got"] else None
+
+    def wait_write_lock(self, connection: Connection, repository_id: int, seconds: float) -> Snapshot | None:
+        """Queue for the write lock for `seconds` at most. None: still not ours. NotFound as `try_write_lock`."""
         with translated():
             try:
-                with connection.transaction():
+                with connection.pipeline():  # one transaction, up to its end
                     connection.execute(
                         "select set_config('lock_timeout', %(ms)s, true)",
                         {"ms": f"{max(1, int(seconds * 1000))}ms"},
@@ -63,18 +72,10 @@ class Writes(Connections):
                         "select pg_advisory_lock(%(class)s, %(id)s)",
                         {"class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
                     )
+                    look = connection.execute(SNAPSHOT_OF, {"id": repository_id})
             except psycopg.errors.LockNotAvailable:
-                return False
-            return True
-
-    def release_write_lock(self, connection: Connection, repository_id: int) -> None:
-        """Give the write lock back. A lost connection has given it back already."""
-        with suppress(psycopg.Error):
-            connection.execute(
-                """select pg_advisory_unlock(%(class)s, %(id)s),
-                          set_config('application_name', 'git-cluster', false)""",
-                {"class": WRITE_LOCK_CLASS, "id": _lock_key(repository_id)},
-            )
+                return None
+            return the_one(look.fetchall())
 
     def write_lock_holder(self, repository_id: int) -> LockHolder | None:
         """Who holds the write lock now, or None when it is free."""
@@ -352,7 +353,7 @@ with turned as (
                       and r.version = %(base)s and r.intent_token = %(token)s)
     returning p.id),
 claimed as (
-    update replica r set version = %(next)s, checksum = %(checksum)s, synced_at = now(),
+    update replica r set version = %(next)s, checksum = %(checksum)s, newest = %(next)s, synced_at = now(),
            intent_token = null, intent_push = null, intent_actor = null, intent_via = null,
            intent_address = null, intent_at = null, intent_refs = null
       from turned, device d

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def look(config: Config) -> Known:
         return known
     known.db = db
     try:
-        _ask(db, known)
+        _ask(db, known, config.device.processes(os.cpu_count() or 1) if config.device else 1)
     except ClusterError as error:
         known.findings.append(problem("database", error.what, error.hint))
         known.db = None
@@ -79,7 +80,7 @@ def _url(config: Config) -> str | None:
     return embedded.running(config.device.data_dir / "postgres")
 
 
-def _ask(db: Database, known: Known) -> None:
+def _ask(db: Database, known: Known, workers: int) -> None:
     ticks = [db.tick() for _ in range(TICKS)]
     server = db.server()
     findings = known.findings
@@ -95,7 +96,7 @@ def _ask(db: Database, known: Known) -> None:
         known.devices = db.devices()
     findings.append(judge.durability(server))
     serving = sum(device.mode is not DeviceMode.DISABLED for device in known.devices)
-    findings.append(judge.connections(server.most, server.used, serving))
+    findings.append(judge.connections(server.most, server.used, serving, workers))
     known.skew = skew(ticks)
     findings.append(judge.clock(known.skew))
     if found != SCHEMA_VERSION:

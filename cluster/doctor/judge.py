@@ -26,8 +26,8 @@ keeps clocks right, and what expires does so visibly early or late."""
 SLOW_DATABASE = 0.020
 """Seconds of one round trip. A read needs one, a push about ten while others wait for its lock."""
 
-SESSIONS_OF_DEVICE, SESSIONS_OF_COMMAND = 20, 10
-"""Database sessions that a device, and a command line, need at the most."""
+SESSIONS_OF_DEVICE, SESSIONS_OF_PROCESS, SESSIONS_OF_COMMAND = 20, 8, 10
+"""Database sessions that a device, each of its processes where it has workers, and a command line, need at the most."""
 
 FREE_SESSIONS = 5
 """Fewer free sessions than that, and a device that starts, or a command, may get none."""
@@ -146,10 +146,14 @@ def durability(server: Server) -> Finding:
     )
 
 
-def connections(most: int, used: int, devices: int) -> Finding:
-    """most: sessions that PostgreSQL grants us. used: those of everybody, now. devices: that are not disabled."""
+def connections(most: int, used: int, devices: int, workers: int = 1) -> Finding:
+    """most: sessions that PostgreSQL grants us. used: those of everybody, now. devices: that are not disabled.
+
+    workers: of this device; that of the others is taken to be alike.
+    """
     check, free = "connections", most - used
-    need = SESSIONS_OF_DEVICE * devices + SESSIONS_OF_COMMAND
+    of_device = SESSIONS_OF_DEVICE if workers == 1 else SESSIONS_OF_PROCESS * (workers + 1) + 4
+    need = of_device * devices + SESSIONS_OF_COMMAND
     more = "raise max_connections (and the connection limit of role and database, if there is one)"
     if free < FREE_SESSIONS:
         return problem(check, f"{max(free, 0)} of {most} database sessions are left", f"{more}, or end some")

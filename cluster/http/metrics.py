@@ -7,25 +7,26 @@ takes PATIENCE, and says that it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import anyio.to_thread
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from cluster import __version__, access
 from cluster.db import Backlog, Behind
+from cluster.db.pool import Usage
 from cluster.errors import ClusterError, Refused
+from cluster.http.figures import Figures, of_processes
 from cluster.http.site import Site
 from cluster.http.who import GET_ONE, Unauthenticated
 from cluster.looked import Looked, NoAnswer
@@ -51,9 +52,8 @@ def routes(site: Site) -> list[BaseRoute]:
     meters = site.node.measures
     if not isinstance(meters, Meters):
         return []
-    seen = CollectorRegistry()
-    seen.register(Seen(site, meters))
-    ProcessCollector(registry=seen)
+    figures = site.figures or (lambda: own(site, meters))
+    seen = Seen(site)
     limiter = anyio.CapacityLimiter(4)  # not that of pages: these may all wait for the database
 
     async def metrics(request: Request) -> Response:
@@ -63,7 +63,7 @@ def routes(site: Site) -> list[BaseRoute]:
         kind = TEXT
         if OPENMETRICS in request.headers.get("accept", ""):
             encode, kind = openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
-        body = await anyio.to_thread.run_sync(lambda: encode(_Both(meters.registry, seen)), limiter=limiter)
+        body = await anyio.to_thread.run_sync(lambda: encode(_Scrape(figures(), seen)), limiter=limiter)
         return Response(body, media_type=None, headers={"content-type": kind, "cache-control": "no-store"})
 
     return [Route("/-/metrics", metrics)]
@@ -80,15 +80,26 @@ async def allowed(site: Site, request: Request) -> None:
         raise Refused("metrics are for administrators here", hint='that takes a grant of admin on "*"')
 
 
-class _Both:
-    """Two registries as one."""
+def own(site: Site, meters: Meters) -> Figures:
+    """Those of a device whose only process this is."""
+    return Figures(
+        list(meters.registry.collect()),
+        {endpoint: count_of() for endpoint, count_of in meters.connections.items()},
+        site.node.db.usage(),
+        [os.getpid()],
+    )
 
-    def __init__(self, *registries: CollectorRegistry) -> None:
-        self._registries = registries
+
+class _Scrape:
+    """What is counted, and what is seen, at one look."""
+
+    def __init__(self, figures: Figures, seen: Seen) -> None:
+        self._figures, self._seen = figures, seen
 
     def collect(self) -> Iterator[Metric]:
-        for registry in self._registries:
-            yield from registry.collect()
+        yield from self._figures.counted
+        yield from self._seen.collect(self._figures)
+        yield from of_processes(self._figures.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +112,11 @@ class Overview:
     devices: list[Device]
 
 
-class Seen(Collector):
+class Seen:
     """What is looked up when somebody asks."""
 
-    def __init__(self, site: Site, meters: Meters) -> None:
-        self._site, self._meters, db = site, meters, site.node.db
+    def __init__(self, site: Site) -> None:
+        self._site, db = site, site.node.db
         self._tick = Looked(lambda: db.tick().taken, least=1.0)
         self._overview = Looked(
             lambda: Overview(db.repository_states(), db.behind(), db.backlog(), db.devices()),
@@ -114,11 +125,8 @@ class Seen(Collector):
             bygone=BYGONE,
         )
 
-    def describe(self) -> Iterable[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._here()
+    def collect(self, figures: Figures) -> Iterator[Metric]:
+        yield from self._here(figures)
         up = gauge(
             "git_cluster_database_up", "1 where the database answers this device, 0 where it does not."
         )
@@ -136,7 +144,7 @@ class Seen(Collector):
         with suppress(ClusterError, NoAnswer):
             yield from of_cluster(self._overview.get(PATIENCE))
 
-    def _here(self) -> Iterator[Metric]:
+    def _here(self, figures: Figures) -> Iterator[Metric]:
         info = gauge("git_cluster_info", "1, and which program this is.", labels=["version", "device"])
         info.add_metric([__version__, self._site.node.name], 1)
         yield info
@@ -148,30 +156,29 @@ class Seen(Collector):
         running = gauge(
             "git_cluster_git_processes", "Git processes of this device that run.", labels=["command"]
         )
-        for command, count in git_running().items():
+        for command, count in git_running(figures.processes).items():
             running.add_metric([command], count)
         yield running
         open_ = gauge("git_cluster_connections", "Connections that are open.", labels=["endpoint"])
-        for endpoint, count_of in self._meters.connections.items():
-            open_.add_metric([endpoint], count_of())
+        for endpoint, count in figures.connections.items():
+            open_.add_metric([endpoint], count)
         yield open_
-        yield from self._pools()
+        yield from _pools(figures.pools)
 
-    def _pools(self) -> Iterator[Metric]:
-        size = gauge("git_cluster_database_pool_size", "Connections that a pool may have.", labels=["pool"])
-        taken = gauge(
-            "git_cluster_database_pool_in_use", "Connections of it that are in use.", labels=["pool"]
-        )
-        idle = gauge("git_cluster_database_pool_idle", "Connections of it that lie ready.", labels=["pool"])
-        waits = CounterMetricFamily(
-            "git_cluster_database_pool_waits", "Times that all of them were in use.", labels=["pool"]
-        )
-        for name, usage in self._site.node.db.usage().items():
-            size.add_metric([name], usage.most)
-            taken.add_metric([name], usage.taken)
-            idle.add_metric([name], usage.idle)
-            waits.add_metric([name], usage.waits)
-        yield from (size, taken, idle, waits)
+
+def _pools(pools: Mapping[str, Usage]) -> Iterator[Metric]:
+    size = gauge("git_cluster_database_pool_size", "Connections that a pool may have.", labels=["pool"])
+    taken = gauge("git_cluster_database_pool_in_use", "Connections of it that are in use.", labels=["pool"])
+    idle = gauge("git_cluster_database_pool_idle", "Connections of it that lie ready.", labels=["pool"])
+    waits = CounterMetricFamily(
+        "git_cluster_database_pool_waits", "Times that all of them were in use.", labels=["pool"]
+    )
+    for name, usage in pools.items():
+        size.add_metric([name], usage.most)
+        taken.add_metric([name], usage.taken)
+        idle.add_metric([name], usage.idle)
+        waits.add_metric([name], usage.waits)
+    yield from (size, taken, idle, waits)
 
 
 def of_cluster(overview: Overview) -> Iterator[Metric]:

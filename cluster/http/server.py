@@ -36,15 +36,17 @@ HANDSHAKE = 15.0
 class HttpServer:
     """Serves `app` (an ASGI application) where `section` says, once `start` was called.
 
-    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop. ConfigError
-    where the certificate cannot be used.
+    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop. share: how
+    many processes divide the connections among them. ConfigError where the certificate cannot be used.
     """
 
-    def __init__(self, section: HttpSection, app: Any, *, grace: float, finish: float) -> None:
+    def __init__(
+        self, section: HttpSection, app: Any, *, grace: float, finish: float, share: int = 1
+    ) -> None:
         self._section = section
         config = uvicorn.Config(
             Guard(app, section.trusted_proxies),
-            http=protocol(connections=section.connections, grace=grace),
+            http=protocol(connections=-(-section.connections // share), grace=grace),
             ws="none",
             lifespan="off",
             loop="asyncio",
@@ -66,17 +68,12 @@ class HttpServer:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> Address:
-        """Listen, and where. ConfigError where that cannot be done."""
-        listen = self._section.listen
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        try:
-            sock = socket.create_server((listen.host, listen.port), family=family, backlog=1024)
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"[http] cannot listen on {listen}: {getattr(error, 'strerror', None) or error}",
-                hint="choose another address or port",
-            ) from error
+    def start(self, listener: socket.socket | None = None) -> Address:
+        """Listen, and where. ConfigError where that cannot be done.
+
+        listener: what `bind` made, where other processes of this device listen there, too.
+        """
+        sock = listener or bind(self._section.listen)
         bound = Address(*sock.getsockname()[:2])
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [sock]}, name="http", daemon=True
@@ -117,6 +114,18 @@ class HttpServer:
         if self._thread is not None:
             self._thread.join(seconds)
             self._server.force_exit = True
+
+
+def bind(listen: Address) -> socket.socket:
+    """A socket that listens there. ConfigError."""
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        return socket.create_server((listen.host, listen.port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"[http] cannot listen on {listen}: {getattr(error, 'strerror', None) or error}",
+            hint="choose another address or port",
+        ) from error
 
 
 class _Server(uvicorn.Server):

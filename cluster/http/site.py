@@ -11,7 +11,9 @@ import anyio
 import anyio.to_thread
 
 from cluster.config import HttpSection
+from cluster.http.figures import Figures
 from cluster.http.who import Who
+from cluster.limits import FailedLogins
 from cluster.node import Node
 from cluster.requests import Requests
 
@@ -29,12 +31,16 @@ DEEDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """stopping: set when the daemon begins to stop; whoever streams for ever ends then."""
+    """stopping: set when the daemon begins to stop; whoever streams for ever ends then.
+
+    figures: what all processes of this device say for /-/metrics; None: this is the only one.
+    """
 
     node: Node
     requests: Requests
     section: HttpSection
     who: Who
+    figures: Callable[[], Figures] | None = None
     stopping: Event = field(default_factory=Event)
     sessions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(SESSIONS))
     questions: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(QUESTIONS))
@@ -50,11 +56,19 @@ class Site:
         return await anyio.to_thread.run_sync(deed, limiter=self.deeds)
 
 
-def open_site(node: Node, requests: Requests, section: HttpSection) -> Site:
+def open_site(
+    node: Node,
+    requests: Requests,
+    section: HttpSection,
+    failed: FailedLogins | None = None,
+    figures: Callable[[], Figures] | None = None,
+) -> Site:
+    """failed: the wrong tokens that came, where other processes of this device are told of some, too."""
     who = Who(
         node.db,
         anonymous=section.anonymous == "read",
         failed_logins=node.limits.failed_logins,
         memory=node.memory,
+        failed=failed,
     )
-    return Site(node, requests, section, who)
+    return Site(node, requests, section, who, figures)

@@ -57,10 +57,16 @@ class Who:
     """Looks up whom requests are from."""
 
     def __init__(
-        self, db: Database, *, anonymous: bool, failed_logins: int, memory: Memory | None = None
+        self,
+        db: Database,
+        *,
+        anonymous: bool,
+        failed_logins: int,
+        memory: Memory | None = None,
+        failed: FailedLogins | None = None,
     ) -> None:
         self._db, self._anonymous, self._memory = db, anonymous, memory
-        self._failed = FailedLogins(failed_logins)
+        self._failed = failed or FailedLogins(failed_logins)
         self._most = failed_logins
         self._limiter = anyio.CapacityLimiter(16)
         self._slowed = anyio.CapacityLimiter(SLOWED_QUESTIONS)

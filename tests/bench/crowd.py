@@ -134,29 +134,30 @@ class Crowd:
         for one in running:
             one.result()
 
-    @contextmanager
-    def held(self, side: Side, count: int) -> Iterator[None]:
-        """So many clients inside that have been shown the refs, and have not said yet what they want."""
-        address, _, path = side.small.removeprefix("ssh://").partition("/")
-        host, _, port = address.partition(":")
-        path = path if side is self.ours else f"/{path}"
-        command = ["ssh", "-F", str(self.cluster.ssh_config), "-p", port, host, f"git-upload-pack '{path}'"]
-        clients: list[subprocess.Popen[bytes]] = []
 
-        def client(_: int) -> None:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            clients.append(process)
-            assert process.stdout is not None
-            assert len(process.stdout.read(100)) == 100, "not shown the refs"
+@contextmanager
+def held(cluster: Cluster, side: Side, count: int) -> Iterator[None]:
+    """So many clients inside that have been shown the refs, and have not said yet what they want."""
+    address, _, path = side.small.removeprefix("ssh://").partition("/")
+    host, _, port = address.partition(":")
+    path = path if side.name == "ours" else f"/{path}"
+    command = ["ssh", "-F", str(cluster.ssh_config), "-p", port, host, f"git-upload-pack '{path}'"]
+    clients: list[subprocess.Popen[bytes]] = []
 
-        try:
-            with ThreadPoolExecutor(8) as pool:
-                list(pool.map(client, range(count)))
-            yield
-        finally:
-            for process in clients:
-                process.kill()
-                process.communicate()
+    def client(_: int) -> None:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        clients.append(process)
+        assert process.stdout is not None
+        assert len(process.stdout.read(100)) == 100, "not shown the refs"
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(client, range(count)))
+        yield
+    finally:
+        for process in clients:
+            process.kill()
+            process.communicate()
 
 
 @contextmanager

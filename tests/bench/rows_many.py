@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 
-from tests.bench.crowd import FETCHES, LARGE, MEBIBYTES, Crowd, MiB, Side, watching
+from tests.bench.crowd import FETCHES, LARGE, MEBIBYTES, Crowd, MiB, Side, held, watching
 from tests.bench.harness import Bench
 from tests.bench.table import Row, percentile
 from tests.bench.trees import memory
@@ -122,7 +122,7 @@ def _held(bench: Bench, crowd: Crowd) -> None:
     used: dict[str, float] = {}
     for side in (crowd.ours, crowd.theirs):
         before = memory(side.servers.server())
-        with crowd.held(side, CLIENTS):
+        with held(crowd.cluster, side, CLIENTS):
             used[side.name] = (memory(side.servers.server()) - before) / CLIENTS / MiB
     bench.add(
         Row(

@@ -141,6 +141,11 @@ def test_connections(most: int, used: int, count: int, verdict: str, words: str)
     is_told(judge.connections(most, used, count), verdict, words)
 
 
+def test_connections_of_devices_with_workers() -> None:
+    is_told(judge.connections(97, 25, 2, workers=4), "warning", "may need 98")
+    is_told(judge.connections(98, 25, 2, workers=4), "ok", "98 may be needed")
+
+
 @pytest.mark.parametrize(
     ("skew", "verdict", "words"),
     [

@@ -375,7 +375,7 @@ def test_a_wrong_answer_is_found_in_the_register_alone(
     mutation(history, entries, random_)
     found = against_register(numbered(*history), R)
     assert found is not None
-    assert len(found.operations) <= 8
+    assert len(found.operations) <= 16  # a chain of pushes that led there is as short as the history has it
     assert against_register(_by_itself(found.operations), R) is not None
 
 

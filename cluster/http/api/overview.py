@@ -24,7 +24,7 @@ Found = tuple[dict[str, int], list[Device]]
 
 
 def counting(site: Site) -> Looked[Found]:
-    """Repositories by state, and the devices. Counting 100,000 repositories takes 0.2 s, so it is kept for a while."""
+    """Repositories by state, and the devices. Where much is wrong that takes a while, so it is kept for one."""
     db = site.node.db
     return Looked(lambda: (db.repository_states(), db.devices()), least=1.0, rest=10.0)
 

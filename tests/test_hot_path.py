@@ -1,0 +1,207 @@
+"""What a read and a push cost this device, counted: round trips to the database, and processes.
+
+The tables in docs/performance.md and the steps in docs/write-protocol.md rest on these numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.db import Database, lock_label
+from cluster.versions import checksum_of
+from tests.cluster_fixture import Cluster, Project
+from tests.counting import Programs, Relay, Trip
+from tests.http_fixture import HttpCluster
+from tests.openssh_fixture import OpenSSHCluster
+from tests.postgres_fixture import OwnPostgres
+from tests.ssh_fixture import until
+
+LOGIN, LOOK, LOOK_AGAIN = "whose key", "may they, and what is newest", "what is newest"
+LOCK, INTEND, COMMIT, UNLOCK = "lock, and what is newest", "intend", "commit", "unlock"
+ASKED = {
+    "select a.name as user_name": LOGIN,
+    "select t.id": LOGIN,
+    "select set_config('application_name'": LOCK,
+    "update replica r set intent_token": INTEND,
+    "with turned as": COMMIT,
+    "select pg_advisory_unlock_all": UNLOCK,
+}
+
+
+@pytest.fixture
+def postgres_of_its_own(tmp_path: Path) -> Iterator[OwnPostgres]:
+    server = OwnPostgres(tmp_path / "postgres")
+    yield server
+    server.stop()
+
+
+class Counted:
+    """A cluster whose first device's round trips and processes are counted."""
+
+    def __init__(self, cluster: Cluster, relay: Relay, programs: Programs) -> None:
+        self.cluster, self.relay, self.programs = cluster, relay, programs
+        self.database_of = cluster.database_of
+        cluster.database_of = self.by_way_of  # type: ignore[method-assign]
+
+    def by_way_of(self, name: str) -> str:
+        url = self.database_of(name)
+        return self.relay.url(url) if name == "a" else url
+
+    def start(self, names: str) -> None:
+        self.cluster.set_up(list(names))
+        for name in names:
+            with pytest.MonkeyPatch.context() as patch:
+                if name == "a":
+                    patch.setenv("PATH", self.programs.path)
+                self.cluster.start(name)
+
+    def forget(self, app: Project) -> None:
+        """Count from now on: once every device has the last commit, and this one has heard of it, nobody asks anything
+        more about that."""
+        self.cluster.wait(lambda: self.cluster.converged(app.name), "the replicas are equal")
+        heard: list[Trip] = []
+
+        def quiet() -> bool:
+            heard[:] += self.relay.trips()
+            asked = [kind(trip) for trip in heard]
+            return COMMIT not in asked or LOOK_AGAIN in asked[asked.index(COMMIT) :]
+
+        self.cluster.wait(quiet, "the device has looked at what was committed")
+        self.relay.trips()
+        self.programs.started()
+
+    def asked(self, *, up_to: str = "") -> list[str]:
+        """What was asked since then, but for what a device asks by itself."""
+        kinds = [kind(trip) for trip in self.relay.trips() if not trip.by_itself]
+        return kinds[: kinds.index(up_to) + 1] if up_to else kinds
+
+
+def kind(trip: Trip) -> str:
+    text = trip.statements[0]
+    if text.startswith("select p.id as p_id"):
+        return LOOK if "json_agg" in text else LOOK_AGAIN
+    return next((name for begin, name in ASKED.items() if text.startswith(begin)), text)
+
+
+@pytest.fixture(params=[Cluster, OpenSSHCluster, HttpCluster], ids=["built-in", "openssh", "http"])
+def counted(
+    request: pytest.FixtureRequest,
+    postgres_of_its_own: OwnPostgres,
+    tmp_path: Path,
+) -> Iterator[Counted]:
+    relay = Relay(tmp_path / "relay", postgres_of_its_own.socket)
+    cluster = request.param(tmp_path / "cluster", postgres_of_its_own.url, {})
+    try:
+        yield Counted(cluster, relay, Programs(tmp_path / "programs"))
+    finally:
+        cluster.close()
+        relay.close()
+
+
+WARM = 12
+"""Requests after which every statement is prepared on the connection that the next one takes."""
+
+
+def logins(counted: Counted) -> int:
+    """Built-in: once. sshd asks for a key when it is offered and when it is proven. HTTP: each request brings its
+    token, and protocol v2 makes two of a listing."""
+    return 1 if type(counted.cluster) is Cluster else 2
+
+
+def test_a_read_in_sync_is_one_round_trip_beside_the_login(counted: Counted, tmp_path: Path) -> None:
+    counted.start("a")
+    app = Project.named(counted.cluster, "app")
+    app.pushed("a", "main")
+    app.converge()
+    app.clone("a")
+    for _ in range(WARM):
+        app.refs("a")
+    counted.forget(app)
+    app.refs("a")
+    requests = 3 if isinstance(counted.cluster, HttpCluster) else 1  # Git asks without its token first
+    asked = Counter(counted.asked())
+    assert asked == {LOGIN: logins(counted), LOOK: requests}
+    assert counted.programs.started() == {"upload-pack": 1}
+
+    counted.cluster.ok("fetch", "--quiet", cwd=tmp_path / "cluster" / f"{app.work.name[:-5]}-clone1")
+    assert counted.asked().count(LOOK) == requests
+    assert counted.programs.started() == {"upload-pack": 1}
+
+    app.clone("a")
+    assert counted.programs.started() == {"upload-pack": 2, "pack-objects": 1}
+
+
+def test_a_push_is_six_round_trips_and_five_processes(counted: Counted) -> None:
+    """Git's own (receive-pack, unpack-objects, the check that all is there), and two hooks without a child. (And
+    `true`, which Git asks for other refs instead of another Git: not one of those that are counted here.)"""
+    counted.start("a")
+    app = Project.named(counted.cluster, "app")
+    for number in range(WARM):
+        app.commit(f"number {number}")
+        app.pushed("a", "main")
+    app.commit()
+    counted.forget(app)
+    app.pushed("a", "main")
+    asked = counted.asked(up_to=COMMIT)
+    over_http = isinstance(counted.cluster, HttpCluster)
+    assert [what for what in asked if what != LOGIN] == [
+        *([LOOK, LOOK, LOOK] if over_http else [LOOK]),  # without a token, the look around, and authorize
+        LOOK,  # propose: who may do what is asked anew
+        LOCK,  # clear and settle look at what came with the lock
+        INTEND,
+        COMMIT,
+    ]
+    assert asked.count(LOGIN) == logins(counted)
+    started = counted.programs.started()
+    assert started == {
+        "receive-pack": 2 if over_http else 1,
+        "unpack-objects": 1,
+        "rev-list": 1,
+        "hook pre-receive": 1,
+        "hook post-receive": 1,
+    }
+
+
+def test_a_push_with_a_second_copy_looks_once_more_before_it_waits_for_its_turn(counted: Counted) -> None:
+    counted.start("ab")
+    app = Project.named(counted.cluster, "app", min_copies=2)
+    for number in range(WARM):
+        app.commit(f"number {number}")
+        app.pushed("a", "main")
+    app.commit()
+    counted.forget(app)
+    app.pushed("a", "main")
+    asked = counted.asked(up_to=COMMIT)
+    assert asked[-5:] == [LOOK, LOOK_AGAIN, LOCK, INTEND, COMMIT]
+
+
+def test_the_lock_is_handed_on_without_an_answer_being_waited_for(database_url: str) -> None:
+    with Database(database_url).open(any_schema=True) as db:
+        db.init("test")
+        number = db.create_repository(
+            "app",
+            checksum=checksum_of({"HEAD": "ref: refs/heads/main"}),
+            head="ref: refs/heads/main",
+            object_format="sha1",
+            min_copies=1,
+            devices=[],
+            actor="test",
+        )
+        for turn in range(20):
+            with db.dedicated() as connection:
+                seen = db.try_write_lock(connection, number, lock_label("a", f"user{turn}"))
+                assert seen is not None and seen.repository.id == number
+                holder = db.write_lock_holder(number)
+                assert holder is not None and holder.actor == f"user{turn}"
+        with db.dedicated() as first:  # the one that was given back is taken again, its answer and all
+            assert first.execute("select 1 as one").fetchone() == {"one": 1}
+            with db.dedicated() as second:
+                assert db.try_write_lock(first, number, lock_label("a", "anna")) is not None
+                assert db.try_write_lock(second, number, lock_label("b", "bob")) is None
+                assert db.wait_write_lock(second, number, 0.2) is None
+        until(lambda: db.write_lock_holder(number) is None, "the lock is free")
+        assert db.usage()["locks"].taken == 0
