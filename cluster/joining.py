@@ -8,6 +8,7 @@ they make another one, or wait for that; so nobody waits for more than two.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -17,6 +18,9 @@ from cluster.errors import ClientGone, ClusterError
 
 T = TypeVar("T")
 Say = Callable[[str], None]
+
+QUIET = 1.0
+"""Seconds of waiting before the person is told: most syncs are over by then."""
 
 SLICE = 1.0
 """Seconds between two looks whether the client that waits is still there."""
@@ -31,9 +35,10 @@ class _Attempt:
 
 
 class Joined:
-    """What is at work in this process, by key."""
+    """What is at work in this process, by key. quiet: seconds for which who waits is told nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: float = QUIET) -> None:
+        self._quiet = quiet
         self._mutex = Lock()
         self._attempts: dict[int, _Attempt] = {}
 
@@ -51,7 +56,7 @@ class Joined:
                     attempt = self._attempts[key] = _Attempt()
             if mine:
                 return self._do(key, attempt, work, say)
-            _wait(attempt, say, gone)
+            self._wait(attempt, say, gone)
             if attempt.error is None:
                 return None
             tried += 1
@@ -80,19 +85,18 @@ class Joined:
                 attempt.error, attempt.ended = error, True
                 attempt.change.notify_all()
 
-
-def _wait(attempt: _Attempt, say: Say, gone: Callable[[], bool]) -> None:
-    """Until it has ended. Each says for themselves how far it is: a client that reads slowly delays nobody else."""
-    told = ""
-    while True:
-        with attempt.change:
-            if attempt.line == told and not attempt.ended:
-                attempt.change.wait(SLICE)
-            line, ended = attempt.line, attempt.ended
-        if ended:
-            return
-        if line != told:
-            told = line
-            say(line)
-        if gone():
-            raise ClientGone("the client hung up while it waited for a sync")
+    def _wait(self, attempt: _Attempt, say: Say, gone: Callable[[], bool]) -> None:
+        """Until it has ended. Each says for themselves how far it is: a client that reads slowly delays nobody else."""
+        told, speak = "", time.monotonic() + self._quiet
+        while True:
+            with attempt.change:
+                if not attempt.ended and (attempt.line == told or time.monotonic() < speak):
+                    attempt.change.wait(SLICE)
+                line, ended = attempt.line, attempt.ended
+            if ended:
+                return
+            if line != told and time.monotonic() >= speak:
+                told = line
+                say(line)
+            if gone():
+                raise ClientGone("the client hung up while it waited for a sync")

@@ -129,7 +129,7 @@ def waiting(joined: Joined, count: int) -> None:
 
 
 def test_twenty_who_ask_for_the_same_cost_one_attempt_and_hear_how_far_it_is() -> None:
-    joined, work = Joined(), Work()
+    joined, work = Joined(quiet=0.0), Work()
     heard: list[str] = []
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(joined.run, 1, work, silent, never)
@@ -141,6 +141,18 @@ def test_twenty_who_ask_for_the_same_cost_one_attempt_and_hear_how_far_it_is() -
         assert [other.result(30) for other in others] == [None] * 19
     assert work.times == 1
     assert heard == ["at it"] * 19
+
+
+def test_who_waits_for_a_moment_only_is_told_nothing() -> None:
+    joined, work, heard = Joined(quiet=60.0), Work(), list[str]()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(joined.run, 1, work, silent, never)
+        assert work.begun.wait(30)
+        other = pool.submit(joined.run, 1, work, heard.append, never)
+        waiting(joined, 1)
+        work.go.set()
+        assert first.result(30) == 1 and other.result(30) is None
+    assert heard == []
 
 
 def test_who_came_during_an_attempt_that_failed_sees_one_more_and_no_third() -> None:
