@@ -167,7 +167,7 @@ class Wire(_Transport):  # type: ignore[misc]
     def together(self) -> Iterator[None]:
         """What is sent inside goes out at its end, as one piece: short messages that belong together wake the far side
         once."""
-        self.packetizer.stream.flags = socket.MSG_MORE
+        self.packetizer.stream.flags = getattr(socket, "MSG_MORE", 0)
         try:
             yield
         finally:
