@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cluster.db.connections import CHANNEL, Connections, notify, translated
 from cluster.db.devices import MAY_FENCE
+from cluster.db.placing import lock_placement
 from cluster.db.rows import log_entry_of
 from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
@@ -159,8 +160,10 @@ class Replicas(Connections):
         """Withdraw a replica's trust, and its intent, which must still be `intent`; its next sync rebuilds it.
 
         On the connection that holds the lock. WriteConflict: what was interrupted was committed or resolved meanwhile.
+        The repository's row is locked first, as a commit does that comes late: else the two may wait for each other.
         """
         with translated():
+            lock_placement(connection, repository_id)
             done = connection.execute(
                 """update replica r set quarantined = %(why)s, distrust = 'demoted', next_try_at = null,
                           verified_at = null, intent_token = null, intent_push = null, intent_actor = null,
@@ -181,6 +184,7 @@ class Replicas(Connections):
     def claim(self, repository_id: int, device: str, position: Position, *, connection: Connection) -> None:
         """Set a replica's claim by decree: a person declared its content to be `position`, and it is trusted."""
         with translated():
+            lock_placement(connection, repository_id)
             connection.execute(
                 """update replica r set version = %(version)s, checksum = %(checksum)s, quarantined = null,
                           distrust = null, damage = null, marker_version = null, marker_checksum = null,
