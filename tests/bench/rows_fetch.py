@@ -8,6 +8,7 @@ import time
 
 from tests.bench.harness import Bench, Run
 from tests.cluster_fixture import Cluster
+from tests.many_refs import branch, give_refs
 
 FEW, MANY = 10, 100_000
 
@@ -57,23 +58,16 @@ def _with_refs(cluster: Cluster, count: int) -> Run:
     name = f"refs-{count}"
     cluster.create(name)
     work = cluster.work(f"work-{name}")
-    oid = cluster.ok("rev-parse", "HEAD", cwd=work).strip()
-    refs = [f"refs/heads/b{number:06d}" for number in range(count)]
-    packed = "# pack-refs with: peeled fully-peeled sorted \n" + "".join(f"{oid} {ref}\n" for ref in refs)
-    (work / ".git" / "packed-refs").write_text(packed)
-    for start in sorted({ref[: len("refs/heads/b00")] for ref in refs}):  # 10,000 at once
-        cluster.ok("push", "-q", cluster.url("a", name), f"{start}*:{start}*", cwd=work, timeout=300)
-        cluster.wait(lambda: not behind(cluster, "b", name), "B has them all", timeout=300)
-        for (
-            device
-        ) in "ab":  # as upkeep does some day; before the files get to the disk, where removing them is slow
-            cluster.ok("pack-refs", "--all", cwd=cluster.disk(device, name), timeout=300)
+    cluster.ok("push", "-q", cluster.url("a", name), "HEAD:refs/heads/main", cwd=work)
+    cluster.converge(name)
+    give_refs(cluster, name, count)
+    cluster.converge(name)
 
     def run() -> float:
         cluster.commit(work, "next", note=str(time.monotonic_ns()))
         stand_still(cluster, "b")
         try:
-            cluster.ok("push", "-q", cluster.url("a", name), f"HEAD:{refs[count // 2]}", cwd=work)
+            cluster.ok("push", "-qf", cluster.url("a", name), f"HEAD:{branch(count // 2)}", cwd=work)
             assert behind(cluster, "b", name), "B has the push already"
             begun = time.perf_counter()
         finally:

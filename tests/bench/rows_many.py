@@ -112,6 +112,7 @@ def _while_others_clone(bench: Bench, crowd: Crowd) -> None:
             lambda around=around: fetch(crowd.ours, around),  # type: ignore[misc]
             lambda around=around: fetch(crowd.theirs, around),  # type: ignore[misc]
             before=lambda: crowd.prepare(1),
+            rounds=7,
             servers=(crowd.ours.servers, crowd.theirs.servers),
             notes=said,
         )
