@@ -113,7 +113,8 @@ class OpenSSHCluster(Cluster):
         assert done.code == 0, done.text
         config = folder / "sshd_config"
         text = config.read_text().replace(f"Port {device.port}", f"ListenAddress {device.host}:{device.port}")
-        text = text.replace("UsePAM yes", "UsePAM no")
+        # The shell that runs the forced command would read the .bashrc of whoever runs these tests.
+        text = text.replace("UsePAM yes", f"UsePAM no\nSetEnv HOME={device.directory}")
         if os.geteuid() != 0:
             run = PERL if os.access(PERL, os.X_OK) else f"{_interpreter()} -IS"
             text = text.replace("AuthorizedKeysCommand /", f"AuthorizedKeysCommand {run} /")

@@ -13,7 +13,11 @@ from tests.cluster_fixture import Cluster
 
 
 class PlainGit:
-    """A stock sshd with an authorized_keys file, and stock Git behind it."""
+    """A stock sshd with an authorized_keys file, and stock Git behind it.
+
+    Its user has an empty home: the shell that runs each command would read the .bashrc of whoever runs this, which may
+    do far more than Git does.
+    """
 
     def __init__(self, directory: Path, cluster: Cluster) -> None:
         self.directory, self.port, self._cluster = directory, free_port(), cluster
@@ -27,8 +31,9 @@ class PlainGit:
         config.write_text(
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {key}\nAuthorizedKeysFile {keys}\nUsePAM no\n"
             f"StrictModes no\nPasswordAuthentication no\nAcceptEnv GIT_PROTOCOL\nPidFile none\nPermitRootLogin yes\n"
-            f"MaxStartups 1000\n"
+            f"MaxStartups 1000\nSetEnv HOME={directory / 'home'}\n"
         )
+        (directory / "home").mkdir()
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
         program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
