@@ -65,7 +65,7 @@ class Crew:
     """
 
     def __init__(self, size: int, node: Node, config: Config, meters: Meters, lock: int) -> None:
-        self._size, self._node, self._meters, self._lock = size, node, meters, lock
+        self._node, self._meters, self._lock = node, meters, lock
         self._config = _resolved(config)
         self.shared = Shared.own(node.limits, meters.tally)
         self._folder = node.store.run_directory() / METRICS
@@ -144,7 +144,7 @@ class Crew:
         while not self._stopping.wait(PAUSES[min(quick, len(PAUSES) - 1)]):
             begun = time.monotonic()
             try:
-                worker = _Worker(self._config, self._sockets, self._folder, self._size, self._lock)
+                worker = _Worker(self._config, self._sockets, self._folder, self._lock)
             except OSError as error:
                 _log.error("a worker could not be started: %s", error.strerror)
                 quick += 1
@@ -221,7 +221,7 @@ class _Worker:
     running: the commands that it was let begin. state: what it has open, as it said last.
     """
 
-    def __init__(self, config: Config, sockets: Sockets, metrics: Path, size: int, lock: int) -> None:
+    def __init__(self, config: Config, sockets: Sockets, metrics: Path, lock: int) -> None:
         ours, theirs = socketpair()
         orders, self._orders = os.pipe()
         os.set_blocking(self._orders, False)
@@ -246,7 +246,7 @@ class _Worker:
             theirs.close()
             os.close(orders)
         with suppress(OSError):
-            self._line.send((config, size))
+            self._line.send(config)
 
     def listen(self, answer: Callable[[str, Sequence[Any]], Any]) -> None:
         """Answer until it has ended."""

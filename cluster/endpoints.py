@@ -55,10 +55,7 @@ class Sockets:
 
 
 class Endpoints:
-    """figures: what the processes of this device say for /-/metrics; None: this is the only one.
-
-    share: the part of what this device may have open that is this process's, 1/share.
-    """
+    """figures: what the processes of this device say for /-/metrics; None: this is the only one."""
 
     def __init__(
         self,
@@ -68,7 +65,6 @@ class Endpoints:
         shared: Shared,
         *,
         figures: Callable[[], Figures] | None = None,
-        share: int = 1,
     ) -> None:
         requests = Requests(node, shared.running)
         self._node = node
@@ -82,9 +78,7 @@ class Endpoints:
             )
         if config.http is not None:
             self._site = open_site(node, requests, config.http, shared.http_logins, figures)
-            self._http = HttpServer(
-                config.http, App(self._site), grace=node.limits.login_grace, finish=GRACE, share=share
-            )
+            self._http = HttpServer(config.http, App(self._site), grace=node.limits.login_grace, finish=GRACE)
         self._servers = [each for each in (self._hooks, self._ssh, self._http) if each is not None]
         meters.connections.update({name: self._open(name) for name in self.state().connections})
 

@@ -131,7 +131,9 @@ class SshServer:
             except TimeoutError:
                 sock = None
             except OSError as error:
-                if self._stopping.is_set():
+                if (
+                    self._stopping.is_set() or error.errno == errno.EINVAL
+                ):  # shut down, here or in another process
                     break
                 log.error("accepting SSH connections: %s", error.strerror)  # most likely: too many open files
                 time.sleep(0.1)

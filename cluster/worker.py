@@ -48,11 +48,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
         if fd >= 0:
             os.set_inheritable(fd, False)
     line = Line(Connection(line_fd), broken=_end)
-    config, size = line.first
+    config: Config = line.first
     hooks, ssh, http = (socket.socket(fileno=fd) if fd >= 0 else None for fd in listening)
     assert hooks is not None
     try:
-        serve(config, size, line, orders, Sockets(hooks, ssh, http))
+        serve(config, line, orders, Sockets(hooks, ssh, http))
     except ClusterError as error:
         line.tell("unfit", error.what, error.hint)
     except Exception:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     _end()
 
 
-def serve(config: Config, size: int, line: Line, orders: int, sockets: Sockets) -> None:
+def serve(config: Config, line: Line, orders: int, sockets: Sockets) -> None:
     """Until the daemon says, or ends."""
     shared = Shared.far(line, config.limits)
     meters = Meters(shared.tally)
@@ -77,7 +77,7 @@ def serve(config: Config, size: int, line: Line, orders: int, sockets: Sockets) 
             found.processes,
         )
 
-    endpoints = Endpoints(node, config, meters, shared, figures=figures, share=size)
+    endpoints = Endpoints(node, config, meters, shared, figures=figures)
     if node.memory:
         node.memory.look()
         Thread(target=node.memory.watch, args=(Event(),), name="memory", daemon=True).start()

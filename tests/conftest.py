@@ -73,8 +73,8 @@ def new_cluster(
 ) -> Cluster:
     if endpoint == "built-in":
         return Cluster(directory, database, writes, sections)
-    if endpoint == "http":
-        return HttpCluster(directory, database, writes, sections)
+    if endpoint == "http":  # and, so that these are tried as well, with workers
+        return HttpCluster(directory, database, writes, {"device": {"workers": 2}, **(sections or {})})
     without = "a" if "no daemon" in endpoint else ""
     return OpenSSHCluster(directory, database, writes, sections, without_daemon=without)
 

@@ -1,9 +1,6 @@
-"""A cluster whose devices are reached over HTTP, by a token in the URL, and whose daemons have workers."""
+"""A cluster whose devices are reached over HTTP, by a token in the URL."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
 
 from cluster import tokens
 from cluster.loopback import USER
@@ -14,15 +11,6 @@ class HttpCluster(Cluster):
     """`url` is of HTTP. Devices are still peers of one another over SSH, as always."""
 
     token = ""
-
-    def __init__(
-        self,
-        directory: Path,
-        database: str,
-        writes: Mapping[str, str],
-        sections: Mapping[str, Mapping[str, str | int]] | None = None,
-    ) -> None:
-        super().__init__(directory, database, writes, {"device": {"workers": 2}, **(sections or {})})
 
     def set_up(self, names: list[str]) -> None:
         super().set_up(names)

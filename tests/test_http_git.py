@@ -416,6 +416,7 @@ def test_200_mb_are_pushed_and_cloned_with_flat_memory(make_cluster: Make) -> No
 def test_a_push_under_way_is_finished_when_its_device_stops(make_cluster: Make) -> None:
     cluster = make_cluster("ab")
     cluster.create("team/app")
+    cluster.converge()
     app = Project(cluster, "team/app")
     held = hold(cluster, "a")
     push = cluster.spawn("push", app.url("a"), "main", cwd=app.work)

@@ -27,8 +27,10 @@ MakeCluster = Callable[..., Cluster]
 def made(make_cluster: MakeCluster, names: str = "a", workers: int = 2, **limits: str | int) -> Project:
     cluster = make_cluster(names, sections={"device": {"workers": workers}, "limits": limits})
     cluster.create("team/app", min_copies=len(names))
+    cluster.converge()
     project = Project(cluster, "team/app")
     project.pushed("a", "main")
+    cluster.converge()
     return project
 
 

@@ -374,7 +374,7 @@ select pg_notify(%(channel)s, entry.repository_id || held.names || hooked.word),
        lateral (select case when sum(length(d.name) + 1) < 7000 then ' ' || string_agg(d.name, ',') else '' end as names
                   from replica r join device d on d.id = r.device_id where r.repository_id = entry.repository_id) held,
        lateral (select case when held.names <> '' and exists (
-                            select from webhook w where w.repository_id = entry.repository_id and w.enabled)
+                            select from webhook h where h.repository_id = entry.repository_id and h.enabled)
                             then ' w' else '' end as word) hooked"""
 """Its word to the listeners: cluster/hints.py. A payload has 8,000 bytes at the most."""
 

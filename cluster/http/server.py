@@ -36,17 +36,15 @@ HANDSHAKE = 15.0
 class HttpServer:
     """Serves `app` (an ASGI application) where `section` says, once `start` was called.
 
-    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop. share: how
-    many processes divide the connections among them. ConfigError where the certificate cannot be used.
+    grace: seconds for a request's first lines. finish: seconds for the requests under way at a clean stop. ConfigError
+    where the certificate cannot be used.
     """
 
-    def __init__(
-        self, section: HttpSection, app: Any, *, grace: float, finish: float, share: int = 1
-    ) -> None:
+    def __init__(self, section: HttpSection, app: Any, *, grace: float, finish: float) -> None:
         self._section = section
         config = uvicorn.Config(
             Guard(app, section.trusted_proxies),
-            http=protocol(connections=-(-section.connections // share), grace=grace),
+            http=protocol(connections=section.connections, grace=grace),
             ws="none",
             lifespan="off",
             loop="asyncio",
