@@ -111,6 +111,7 @@ class Crew:
         """No new connections, and no new commands on those that are open; they end when those are done."""
         self._stopping.set()
         self._order(STOP)
+        self._sockets.close()
 
     def close(self) -> None:
         """Wait for what is under way, GRACE at the most."""

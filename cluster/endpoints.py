@@ -43,6 +43,12 @@ class Sockets:
             http.bind(config.http.listen) if config.http else None,
         )
 
+    def close(self) -> None:
+        """Here: where other processes have them too, those go on listening."""
+        for each in (self.hooks, self.ssh, self.http):
+            if each is not None:
+                each.close()
+
     def where(self, config: Config) -> str:
         """For people."""
         text = "SSH through OpenSSH's hooks"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import ipaddress
 import logging
 import os
@@ -208,6 +209,8 @@ class HookServer:
             try:
                 hook, _ = listener.accept()
             except OSError as error:
+                if error.errno == errno.EINVAL:  # shut down, here or in another process
+                    return
                 if not self._stopping:
                     _log.error("accepting hooks: %s", error.strerror)  # most likely: too many open files
                     time.sleep(0.1)

@@ -6,6 +6,7 @@ daemon's to hear: a terminal's Ctrl-C and a service manager's SIGTERM reach both
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -44,9 +45,12 @@ def main(arguments: Sequence[str]) -> NoReturn:
     logs.to_stream(level=os.environ.get("GIT_CLUSTER_LOG", "INFO"))
     os.umask(0o077)
     line_fd, orders, lock, *listening = map(int, arguments)
-    for fd in (line_fd, orders, lock, *listening):
+    for fd in (line_fd, orders, *listening):
         if fd >= 0:
             os.set_inheritable(fd, False)
+    # A process that ends closes its files in the order of their numbers. Who waits for the lock wants the ports.
+    fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, max(listening) + 1)
+    os.close(lock)
     line = Line(Connection(line_fd), broken=_end)
     config: Config = line.first
     hooks, ssh, http = (socket.socket(fileno=fd) if fd >= 0 else None for fd in listening)
