@@ -42,8 +42,13 @@ def rows() -> list[Callable[[Bench], None]]:
     return [row for module in modules for row in module.ROWS]
 
 
-def measure(directory: Path, only: str, rounds: int) -> tuple[dict[str, object], bool]:
-    """Run the rows whose name contains `only`: the document for JSON, and whether no run failed."""
+def measure(
+    directory: Path, only: str, rounds: int, keep: Callable[[dict[str, object]], None]
+) -> tuple[dict[str, object], bool]:
+    """Run the rows whose name contains `only`: the document for JSON, and whether no run failed.
+
+    keep: called with the document as far as it is, after each row: whoever ends a long run has what there was.
+    """
     chosen = [row for row in rows() if only in row.__name__]
     database = embedded.start(directory / "postgres")
     postmaster = int((directory / "postgres" / "postmaster.pid").read_text().split()[0])
@@ -57,18 +62,20 @@ def measure(directory: Path, only: str, rounds: int) -> tuple[dict[str, object],
         bench = Bench(cluster, plain, rounds, postgres=lambda: [postmaster])
         facts = machine.facts(database)
         print(f"{facts['cpu']}, {facts['cores']} cores; ratios ours/theirs\n{HEADER}", flush=True)
+        document: dict[str, object] = {"rows": []}
         for row in chosen:
             try:
                 row(bench)
             except (AssertionError, ClusterError, subprocess.SubprocessError) as error:
                 print(f"{row.__name__}: {error}", flush=True)
                 bench.add(Row(f"{row.__name__}, what could not be prepared", None, (), (), failures=1))
-        document: dict[str, object] = {
-            "date": machine.today(),
-            "commit": machine.commit(ROOT),
-            "machine": facts,
-            "rows": [row.document() for row in bench.rows],
-        }
+            document = {
+                "date": machine.today(),
+                "commit": machine.commit(ROOT),
+                "machine": facts,
+                "rows": [each.document() for each in bench.rows],
+            }
+            keep(document)
         return document, not any(row.failures for row in bench.rows)
     finally:
         if plain is not None:
@@ -90,12 +97,15 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory = Path(tempfile.mkdtemp(prefix="git-cluster-bench-"))
+
+    def keep(document: dict[str, object]) -> None:
+        if options.json:
+            options.json.write_text(json.dumps(document, indent=1) + "\n")
+
     try:
-        document, well = measure(directory, options.only, options.rounds)
+        document, well = measure(directory, options.only, options.rounds, keep)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.plot:
         options.plot.write_text(picture(document))
     sys.exit(0 if well else 1)
