@@ -115,7 +115,7 @@ class Sessions:
 
     def __init__(self, *, per_address: int, per_user: int, counts: Counts | None = None) -> None:
         self._most = {"user": per_user, "address": per_address}
-        self._counts = counts or Counts()
+        self._counts = Counts() if counts is None else counts
 
     @contextmanager
     def one(self, actor: Actor, address: str) -> Iterator[None]:

@@ -63,7 +63,7 @@ class Room:
 
     def __init__(self, limits: LimitsSection, failed_logins: FailedLogins | None = None) -> None:
         self.limits = limits
-        self._failed_logins = failed_logins or FailedLogins(limits.failed_logins)
+        self._failed_logins = FailedLogins(limits.failed_logins) if failed_logins is None else failed_logins
         self._made_room = 0
         self._told_at = float("-inf")
 

@@ -274,7 +274,8 @@ def test_a_thaw_is_named_in_the_log(api: Api, app: Project) -> None:
     app.pushed("a", "main")
     app.converge()
     api.ok("owner", "POST", f"/thaw/{app.name}", {"demote": "b", "expected_version": 1})
-    assert api.ok("owner", "GET", f"/history/{app.name}")[0]["what"] == "owner demoted b"
+    said = [each["what"] for each in api.ok("owner", "GET", f"/history/{app.name}")]
+    assert "owner demoted b" in said[:2]  # b may be trusted again already
     app.converge()
 
 

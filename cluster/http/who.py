@@ -66,7 +66,7 @@ class Who:
         failed: FailedLogins | None = None,
     ) -> None:
         self._db, self._anonymous, self._memory = db, anonymous, memory
-        self._failed = failed or FailedLogins(failed_logins)
+        self._failed = FailedLogins(failed_logins) if failed is None else failed
         self._most = failed_logins
         self._limiter = anyio.CapacityLimiter(16)
         self._slowed = anyio.CapacityLimiter(SLOWED_QUESTIONS)

@@ -101,8 +101,10 @@ COMPARE_AND_SET_IGNORED = Mutant(
         ),
         Edit(
             "db/writes.py",
-            "    update replica r set version = %(next)s, checksum = %(checksum)s, synced_at = now(),",
-            "    update replica r set version = turned.version, checksum = %(checksum)s, synced_at = now(),",
+            "    update replica r set version = %(next)s, checksum = %(checksum)s, newest = %(next)s,"
+            " synced_at = now(),",
+            "    update replica r set version = turned.version, checksum = %(checksum)s, newest = turned.version,"
+            " synced_at = now(),",
         ),
         Edit(
             "db/writes.py",
