@@ -41,7 +41,6 @@ from tests.breaking import (
     push,
     replica,
     shown,
-    sql,
     status,
     stopped,
     works_everywhere,
@@ -393,12 +392,14 @@ def test_a_write_whose_lock_is_lost_still_excludes_everybody(cluster: Cluster) -
     new = cluster.commit(work, "without a lock")
     pushing = cluster.spawn("push", cluster.url("a"), "main", cwd=work)
     cluster.wait(lambda: held.reached, "Git is about to move the ref")
-    sql(
-        cluster,
-        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted"
-        " and database = (select oid from pg_database where datname = current_database())",
-    )
-    cluster.wait(lambda: lock_holder(cluster) is None, "the lock is lost")
+    with psycopg.connect(cluster.database, autocommit=True) as connection:
+        ended = connection.execute(
+            "select pid, pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted"
+            " and database = (select oid from pg_database where datname = current_database())"
+        ).fetchall()
+        there = "select from pg_stat_activity where pid = any(%s)"
+        pids = [pid for pid, _ in ended]
+        cluster.wait(lambda: pids and not connection.execute(there, [pids]).rowcount, "the lock is lost")
     other = cluster.directory / "other"
     cluster.ok("clone", "--quiet", cluster.url("b"), str(other))
     between = cluster.commit(other, "in between")
