@@ -30,7 +30,7 @@ from cluster.errors import ConfigError, Refused
 from cluster.keeper import Keeper
 from cluster.meters import Meters
 from cluster.node import Node
-from cluster.opening import SERVE_LOCK, open_node
+from cluster.opening import SERVE_LOCK, open_node, processes
 from cluster.recorder import Recorder
 from cluster.sharing import Shared
 
@@ -90,7 +90,7 @@ def run(config: Config) -> NoReturn:
 
 def _who_answers(node: Node, config: Config, meters: Meters, alone: FileLock) -> Crew | Endpoints:
     """The daemon's workers; or itself, where one process is to do it. So it is with a fault, which stops a process."""
-    size = config.device.processes(os.cpu_count() or 1) if config.device and not node.faults.step else 1
+    size = 1 if node.faults.step else processes(config)
     if size > 1:
         return Crew(size, node, config, meters, alone.fd)
     return Endpoints(node, config, meters, Shared.own(node.limits, meters.tally))

@@ -29,6 +29,11 @@ SERVE_LOCK = "serve.lock"
 """In data_dir: locked by the daemon for as long as it runs."""
 
 
+def processes(config: Config) -> int:
+    """How many answer clients on this machine."""
+    return config.device.processes(os.cpu_count() or 1) if config.device else 1
+
+
 def open_node(config: Config, environ: Mapping[str, str], measures: Measures | None = None) -> Node:
     """Everything that this device works with, checked. ConfigError, DatabaseUnavailable, Refused.
 
@@ -57,7 +62,7 @@ def open_node(config: Config, environ: Mapping[str, str], measures: Measures | N
     db = Database(
         url,
         application_name=f"git-cluster {config.device.name}",
-        connections=4 if config.device.processes(os.cpu_count() or 1) > 1 else 8,
+        connections=4 if processes(config) > 1 else 8,
         measures=measures,
     ).open()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from cluster.doctor import judge
 from cluster.doctor.finding import Finding, ok, problem
 from cluster.errors import ClusterError, ConfigError, SchemaMismatch
 from cluster.model import Device, DeviceMode
+from cluster.opening import processes
 
 if TYPE_CHECKING:
     from cluster.db.condition import Tick
@@ -63,7 +63,7 @@ def look(config: Config) -> Known:
         return known
     known.db = db
     try:
-        _ask(db, known, config.device.processes(os.cpu_count() or 1) if config.device else 1)
+        _ask(db, known, processes(config))
     except ClusterError as error:
         known.findings.append(problem("database", error.what, error.hint))
         known.db = None
