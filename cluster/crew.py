@@ -266,8 +266,8 @@ class _Worker:
     def end(self) -> str:
         """Its line has ended, and so must it; how it did, for the log."""
         self._line.close()
-        os.close(self._orders)
-        self._orders = -1
+        orders, self._orders = self._orders, -1  # its number is another file's a moment later
+        os.close(orders)
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
