@@ -3,7 +3,8 @@
     ""                 something has changed: look around
     "7"                something about repository 7
     "7 a,b"            a version of repository 7, of which a and b have replicas: nobody else has to look at it
-    "7 a,b w"          the same, and a webhook wants to hear of it
+    "7 a,b by:a"       the same, committed by a, whose replica has it already
+    "7 a,b by:a w"     the same, and a webhook wants to hear of it
 
 Without the devices' names each commit would have every device of the cluster ask the database about it: with 32 devices
 that would be most of what the database does.
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """repository_id: None: look around. devices: whom it concerns; None: all. webhooks: whether one may be due."""
+    """repository_id: None: look around. devices: whom it concerns; None: all. webhooks: whether one may be due.
+    by: who committed it; "": that is not said."""
 
     repository_id: int | None = None
     devices: frozenset[str] | None = None
     webhooks: bool = True
+    by: str = ""
 
     @classmethod
     def of(cls, payload: str) -> Hint:
@@ -30,7 +33,8 @@ class Hint:
             return cls()
         if not rest:
             return cls(int(number))
-        return cls(int(number), frozenset(rest[0].split(",")), "w" in rest[1:])
+        by = next((word.removeprefix("by:") for word in rest[1:] if word.startswith("by:")), "")
+        return cls(int(number), frozenset(rest[0].split(",")), "w" in rest[1:], by)
 
     def concerns(self, device: str) -> bool:
         """Whether `device` has something to do about the repository."""

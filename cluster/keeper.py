@@ -17,10 +17,11 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from enum import IntEnum
 from threading import Condition, Event, Lock, Thread
 
 from cluster import failing, heal, history, logs, removed, rounds, space, upkeep
-from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, NotFound
+from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Frozen, NotFound
 from cluster.hints import Hint
 from cluster.model import Device
 from cluster.node import Node
@@ -42,6 +43,17 @@ LOOK_REST, TIDY_REST = 1.0, 4.0
 """Times as long as a page of replicas took, for which the looker and the tidying rest before the next one."""
 
 
+class _Look(IntEnum):
+    """How a replica is looked at; who asks for more than one is served by the last."""
+
+    COMMITTED = 0
+    """Another device has committed a version: sync at once, and see what is the matter only where that fails."""
+    DATABASE = 1
+    """See what the database says, and sync where it says so."""
+    DISK = 2
+    """See what the disk says, too."""
+
+
 class Keeper:
     """What a device does without being asked: stay current, stay known to be alive, tidy up."""
 
@@ -49,7 +61,7 @@ class Keeper:
         self._node, self._stop = node, stop
         self._workers = ThreadPoolExecutor(SYNCS, thread_name_prefix="sync")
         self._pending: set[int] = set()
-        self._again: dict[int, bool] = {}
+        self._again: dict[int, _Look] = {}
         self._stood_in: set[int] = set()
         self._mutex = Lock()
         self._freed = Condition(self._mutex)
@@ -109,8 +121,10 @@ class Keeper:
                         self._everything.set()
                     if hint.repository_id is None:
                         self._look_around()
+                    elif hint.by == self._node.name:
+                        self._caretaker.changed(hint.repository_id)
                     elif hint.concerns(self._node.name):
-                        self._sync_soon(hint.repository_id)
+                        self._sync_soon(hint.repository_id, _Look.COMMITTED if hint.by else _Look.DATABASE)
             except ClusterError as error:
                 self._warn(f"not listening: {error.what}")
                 self._stop.wait(0.5)
@@ -152,7 +166,7 @@ class Keeper:
                     continue
                 if not self._has_room() or self._everything.is_set():
                     return
-                self._sync_soon(held.repository_id, force=True)
+                self._sync_soon(held.repository_id, _Look.DISK)
             if len(page) == rounds.PAGE:
                 self._stop.wait(LOOK_REST * (time.monotonic() - begun))
 
@@ -179,19 +193,19 @@ class Keeper:
             self._swept = time.monotonic()
             self._workers.submit(self._drop_deleted)
 
-    def _sync_soon(self, repository_id: int, *, force: bool = False) -> None:
+    def _sync_soon(self, repository_id: int, look: _Look = _Look.DATABASE) -> None:
         """Look at a replica in the background; once more if it changes while it is looked at."""
         with self._mutex:
             if repository_id in self._pending:
-                self._again[repository_id] = force or self._again.get(repository_id, False)
+                self._again[repository_id] = max(look, self._again.get(repository_id, look))
                 return
             self._pending.add(repository_id)
         with suppress(RuntimeError):  # shutting down
-            self._workers.submit(self._sync, repository_id, force)
+            self._workers.submit(self._sync, repository_id, look)
 
-    def _sync(self, repository_id: int, force: bool) -> None:
+    def _sync(self, repository_id: int, look: _Look) -> None:
         try:
-            self._sync_now(repository_id, force)
+            self._sync_now(repository_id, look)
         except Exception as error:
             disk = failing.of_error(error)
             if disk is None:
@@ -207,13 +221,17 @@ class Keeper:
             self._freed.notify()
             again = self._again.pop(repository_id, None)
         if again is not None:
-            self._sync_soon(repository_id, force=again)
+            self._sync_soon(repository_id, again)
 
-    def _sync_now(self, repository_id: int, force: bool) -> None:
+    def _sync_now(self, repository_id: int, look: _Look) -> None:
         node = self._node
         try:
+            if look is _Look.COMMITTED:
+                with suppress(Frozen, NotFound):  # an intent of our own, or no replica any more: see below
+                    self._catch_up(repository_id, str(repository_id))
+                    return
             snapshot = node.db.snapshot_of(repository_id)
-            mine = snapshot.of(node.name)
+            mine, force = snapshot.of(node.name), look is _Look.DISK
             if mine is not None and mine.intent is not None:
                 history.refuse_other_history(node, snapshot)
                 if not self._recover(repository_id):
@@ -225,8 +243,7 @@ class Keeper:
                 return
             if mine.position == snapshot.repository.position and not mine.quarantined and not force:
                 return
-            name = snapshot.repository.name
-            catch_up(node, repository_id, lambda line: _log.info(line, extra=logs.fields(repository=name)))
+            self._catch_up(repository_id, snapshot.repository.name)
         except (NotFound, DatabaseUnavailable) as error:
             _log.info("repository %s: %s", repository_id, error.what)
         except DiskFailed:
@@ -237,6 +254,9 @@ class Keeper:
             why = f"{error.what}: {cause.what}" if isinstance(cause, ClusterError) else error.what
             with suppress(DatabaseUnavailable):
                 node.db.sync_failed(repository_id, node.name, why)
+
+    def _catch_up(self, repository_id: int, name: str) -> None:
+        catch_up(self._node, repository_id, lambda line: _log.info(line, extra=logs.fields(repository=name)))
 
     def _recover(self, repository_id: int) -> bool:
         """See to a write of this device that nobody holds the cluster's lock for; whether it is resolved.
@@ -306,7 +326,7 @@ class Keeper:
             try:
                 for held in rounds.paced(self._node.db, self._node.name, self._stop, rest=TIDY_REST):
                     if history.ahead(self._node, held):
-                        self._sync_soon(held.repository_id, force=True)
+                        self._sync_soon(held.repository_id, _Look.DISK)
                     upkeep.tidy(self._node, held.repository_id, thorough=thorough)
                 thoroughly = begun if thorough else thoroughly
                 removed.sweep(self._node)

@@ -3,6 +3,9 @@
 It is a PostgreSQL advisory lock on a connection of its own, so the database gives it back the moment that its
 holder's connection ends, however that came about. Within one process a queue comes first (`Turns`), so that a
 device needs one such connection for a repository, not one for each client that waits.
+
+Who leaves hands the lock on to the next of that queue, connection and all, IN_A_ROW times at the most: what comes next
+here needs no sync, and the other devices catch up with several pushes at once.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC
 from threading import Event, Lock
 
+from psycopg.pq import TransactionStatus
+
 from cluster.db import Connection, Database, lock_label
-from cluster.errors import ClientGone, LockTimeout
+from cluster.errors import ClientGone, DatabaseUnavailable, LockTimeout
 from cluster.model import Snapshot
 
 QUIET = 1.0
@@ -27,6 +32,10 @@ SLICE, LATER = 1.0, 5.0
 PostgreSQL's queue, and comes back to its end."""
 
 
+IN_A_ROW = 4
+"""Writes of one device under one lock, while others may be waiting for it elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """The write lock: the connection that holds it, and the repository as it was seen right after it was got."""
@@ -35,31 +44,56 @@ class Held:
     seen: Snapshot
 
 
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """A lock on its way to the next one here. place: gives the connection, and so the lock, back. row: how many had
+    it before."""
+
+    place: ExitStack
+    connection: Connection
+    row: int
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """One place in the queue. come: set when it is our turn."""
+
+    come: Event = field(default_factory=Event)
+    handed: _Handed | None = None
+
+
 class Turns:
     """A queue for each repository, first come first served, within this process."""
 
     def __init__(self) -> None:
         self._mutex = Lock()
-        self._queues: dict[int, deque[Event]] = {}
+        self._queues: dict[int, deque[Turn]] = {}
 
-    def enter(self, repository_id: int) -> Event:
-        """Join the queue. The event is set when it is our turn; `leave` in any case."""
-        turn = Event()
+    def enter(self, repository_id: int) -> Turn:
+        """Join the queue; `leave` in any case."""
+        turn = Turn()
         with self._mutex:
             queue = self._queues.setdefault(repository_id, deque())
             queue.append(turn)
             if len(queue) == 1:
-                turn.set()
+                turn.come.set()
         return turn
 
-    def leave(self, repository_id: int, turn: Event) -> None:
+    def leave(self, repository_id: int, turn: Turn, handed: _Handed | None = None) -> None:
+        """Hand the lock on, where there is one, or give it back. `handed`: what we had; it may just have come to us."""
         with self._mutex:
+            handed, turn.handed = handed or turn.handed, None
             queue = self._queues[repository_id]
+            first = queue[0] is turn
             queue.remove(turn)
-            if queue:
-                queue[0].set()
-            else:
+            if not queue:
                 del self._queues[repository_id]
+            elif first:
+                if handed is not None and handed.row < IN_A_ROW:
+                    queue[0].handed, handed = handed, None
+                queue[0].come.set()
+        if handed is not None:
+            handed.place.close()
 
 
 @contextmanager
@@ -85,18 +119,50 @@ def write_lock(
     """
     waiting = _Waiting(db, repository_id, device, timeout, break_after, say, gone)
     turn = turns.enter(repository_id)
+    handed = None
     try:
-        while not turn.wait(waiting.slice()):
+        while not turn.come.wait(waiting.slice()):
             waiting.go_on()
-        with db.dedicated() as connection:
-            seen = db.try_write_lock(connection, repository_id, lock_label(device, actor))
-            while seen is None:
-                seen = db.wait_write_lock(connection, repository_id, waiting.slice())
-                if seen is None:
-                    waiting.go_on()
-            yield Held(connection, seen)
+        label = lock_label(device, actor)
+        handed, seen = _taken_over(turn, db, repository_id, label)
+        if handed is None:
+            with ExitStack() as place:
+                connection = place.enter_context(db.dedicated())
+                seen = db.try_write_lock(connection, repository_id, label)
+                while seen is None:
+                    seen = db.wait_write_lock(connection, repository_id, waiting.slice())
+                    if seen is None:
+                        waiting.go_on()
+                handed = _Handed(place.pop_all(), connection, 1)
+        assert seen is not None
+        yield Held(handed.connection, seen)
     finally:
-        turns.leave(repository_id, turn)
+        if handed is not None and not _stands(handed.connection):
+            handed.place.close()
+            handed = None
+        turns.leave(repository_id, turn, handed)
+
+
+def _taken_over(
+    turn: Turn, db: Database, repository_id: int, label: str
+) -> tuple[_Handed | None, Snapshot | None]:
+    """The lock that the one before us handed on, and what there is now. None: there is none, or it was lost."""
+    handed = turn.handed
+    if handed is None:
+        return None, None
+    try:
+        seen = db.keep_write_lock(handed.connection, repository_id, label)
+    except DatabaseUnavailable:
+        turn.handed = None
+        handed.place.close()
+        return None, None
+    turn.handed = None
+    return _Handed(handed.place, handed.connection, handed.row + 1), seen
+
+
+def _stands(connection: Connection) -> bool:
+    """Whether a connection still holds its locks, and nothing is open on it."""
+    return not connection.closed and connection.info.transaction_status is TransactionStatus.IDLE
 
 
 class _Waiting:

@@ -59,6 +59,17 @@ class Writes(Connections):
             assert row is not None
             return the_one(look.fetchall()) if row["got"] else None
 
+    def keep_write_lock(self, connection: Connection, repository_id: int, label: str) -> Snapshot:
+        """Look at what the write lock protects, which `connection` holds already, on behalf of somebody else. NotFound
+        as `try_write_lock`."""
+        with translated():
+            with connection.pipeline():
+                connection.execute(
+                    "select set_config('application_name', %(label)s, false)", {"label": label}
+                )
+                look = connection.execute(SNAPSHOT_OF, {"id": repository_id})
+            return the_one(look.fetchall())
+
     def wait_write_lock(self, connection: Connection, repository_id: int, seconds: float) -> Snapshot | None:
         """Queue for the write lock for `seconds` at most. None: still not ours. NotFound as `try_write_lock`."""
         with translated():
@@ -371,7 +382,8 @@ refs as (
     returning 1)
 select pg_notify(%(channel)s, entry.repository_id || held.names || hooked.word), entry.at
   from entry,
-       lateral (select case when sum(length(d.name) + 1) < 7000 then ' ' || string_agg(d.name, ',') else '' end as names
+       lateral (select case when sum(length(d.name) + 1) < 7000
+                            then ' ' || string_agg(d.name, ',') || ' by:' || %(device)s else '' end as names
                   from replica r join device d on d.id = r.device_id where r.repository_id = entry.repository_id) held,
        lateral (select case when held.names <> '' and exists (
                             select from webhook h where h.repository_id = entry.repository_id and h.enabled)

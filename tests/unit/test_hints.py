@@ -14,6 +14,8 @@ AB = frozenset("ab")
         ("7", Hint(7)),
         ("7 a,b", Hint(7, AB, webhooks=False)),
         ("7 a,b w", Hint(7, AB)),
+        ("7 a,b by:a", Hint(7, AB, webhooks=False, by="a")),
+        ("7 a,b by:a w", Hint(7, AB, by="a")),
         ("7 a,b x w", Hint(7, AB)),
         ("7 ", Hint(7, frozenset({""}), webhooks=False)),
         ("rubbish", Hint()),
