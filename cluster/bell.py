@@ -21,6 +21,11 @@ class Bell:
             self._rung += 1
             self._changed.notify_all()
 
+    @property
+    def rung(self) -> int:
+        """How often, so far."""
+        return self._rung
+
     def wait(self, heard: int, seconds: float) -> int:
         """Until it has rung since `heard`, for so many seconds at the most; what to say as `heard` next time."""
         with self._changed:

@@ -134,11 +134,12 @@ def _wait_for_commit(node: Node, snapshot: Snapshot, say: Say, gone: Callable[[]
             or node.db.write_lock_holder(repository_id) is None
         )
 
-    if wait_for(settled, 1.0, gone):
+    if wait_for(settled, 1.0, gone, node.bell):
         return
     say(f"waiting for a push by {owner.intent.actor} on {owner.device.name} that is being committed")
     here = owner.device.name == node.name
-    if not wait_for(settled, node.writes.lock_timeout if here else STUCK_ELSEWHERE, gone) and here:
+    patience = node.writes.lock_timeout if here else STUCK_ELSEWHERE
+    if not wait_for(settled, patience, gone, node.bell) and here:
         raise LockTimeout(
             f"a push by {owner.intent.actor} on {owner.device.name} is being committed for too long",
             hint="try again later; `git-cluster status` shows it",

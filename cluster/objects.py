@@ -112,6 +112,11 @@ class Objects(Disk):
         ).decode()
         return {line.split(" ")[0] for line in listing.splitlines() if not line.endswith(" missing")}
 
+    def all_loose(self, repository_id: int, oids: Iterable[str]) -> bool:
+        """Whether each of these objects is here in a file of its own."""
+        objects = self.objects(repository_id)
+        return all((objects / oid[:2] / oid[2:]).exists() for oid in oids)
+
     def scatter(self, repository_id: int) -> Scatter:
         """A cheap look: a few folders."""
         objects = self.objects(repository_id)

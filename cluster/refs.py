@@ -319,6 +319,13 @@ class Refs(Disk):
                 found.setdefault(push_id, []).append(RefUpdate(ref, oid, "0" * len(oid)))
         return found
 
+    def has_staged(self, repository_id: int, pushes: Iterable[UUID]) -> bool:
+        """Whether something may be staged for one of these pushes, as far as that can be told without asking Git."""
+        folder = self.path(repository_id) / STAGED
+        return any((folder / str(push_id)).exists() for push_id in pushes) or self._packed_staged(
+            repository_id
+        )
+
     def unstage(self, repository_id: int, pushes: Iterable[UUID]) -> None:
         """Drop the staged refs of settled pushes. The objects stay until Git prunes what nothing reaches."""
         wanted = set(pushes)

@@ -44,6 +44,11 @@ class Remote:
             lines = self._stderr.decode(errors="replace").splitlines()
         return "\n".join(line.removeprefix(PREFIX) for line in lines)
 
+    @property
+    def over(self) -> bool:
+        """Whether the device has ended the command; its connection stands."""
+        return bool(self._channel.eof_received and self._channel.get_transport().is_active())
+
     def pass_stderr_on(self, hear: Callable[[bytes], None], wanted: Callable[[], bool]) -> None:
         """Call `hear` with what the command says on stderr, as it comes, to its end; `stderr` is empty then.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from cluster import admin, certificates, commands, failing, logs, ping, session, stage
+from cluster import admin, certificates, commands, failing, logs, ping, pulling, session, stage
 from cluster.client import Client
 from cluster.db import key_gone
 from cluster.errors import ClusterError, DatabaseUnavailable, DiskFailed, Refused
@@ -21,6 +21,7 @@ from cluster.ssh_command import (
     UNABLE,
     Command,
     OperatorCommand,
+    PackCommand,
     PingCommand,
     ProxyCommand,
     ServiceCommand,
@@ -137,8 +138,8 @@ class Requests:
 
     def _run(self, actor: Actor, command: Command, client: Client, *, protocol: str, address: str) -> int:
         node, kind = self._node, actor.kind
-        # A connection outlives its key: Git's requests are checked in session.authorize, the others here.
-        if not isinstance(command, ServiceCommand) and not node.db.proves(actor):
+        # A connection outlives its key: what looks at the repository asks for that in the same breath.
+        if not isinstance(command, ServiceCommand | PackCommand) and not node.db.proves(actor):
             raise key_gone()
         match command:
             case ServiceCommand():
@@ -154,6 +155,8 @@ class Requests:
                 return stage.keep(node, command, client, actor)
             case UnstageCommand() if kind is ActorKind.DEVICE:
                 return stage.release(node, command, actor)
+            case PackCommand() if kind is ActorKind.DEVICE:
+                return pulling.give(node, command, client, actor)
             case OperatorCommand() if kind is ActorKind.OPERATOR:
                 return admin.answer(node, command, client)
             case PingCommand() if kind is not ActorKind.USER:

@@ -54,6 +54,16 @@ class UnstageCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class PackCommand:
+    """A device asks for a pack; of what, it says in its input (cluster/pulling.py)."""
+
+    repository: str
+
+    def __str__(self) -> str:
+        return f"{PACK} {quote(self.repository)}"
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorCommand:
     """An administrator's command line asks a device to do something that only the device can do."""
 
@@ -111,6 +121,7 @@ Command = (
     ServiceCommand
     | StageCommand
     | UnstageCommand
+    | PackCommand
     | OperatorCommand
     | ProxyCommand
     | PingCommand
@@ -119,6 +130,7 @@ Command = (
 
 STAGE = "git-cluster-stage"
 UNSTAGE = "git-cluster-unstage"
+PACK = "git-cluster-pack"
 OPERATOR = "git-cluster-operator"
 PROXY = "git-cluster-proxy"
 
@@ -177,6 +189,7 @@ def parse_command(command: str) -> Command:
         git-upload-pack 'name'   git upload-pack 'name'   (receive-pack and upload-archive alike)
         git-cluster-stage 'name' <uuid> <version>
         git-cluster-unstage 'name' <uuid>
+        git-cluster-pack 'name'
         git-cluster-operator <verb> '<json object>'
         git-cluster-proxy '<json object>'
         git-cluster-ping
@@ -202,6 +215,9 @@ def parse_command(command: str) -> Command:
     if program == UNSTAGE:
         name, push_id = _exactly(_words(rest, program), f"{UNSTAGE} <name> <uuid>")
         return UnstageCommand(repository_name(name), _uuid(push_id))
+    if program == PACK:
+        (name,) = _exactly(_words(rest, program), f"{PACK} <name>")
+        return PackCommand(repository_name(name))
     if program == OPERATOR:
         verb, arguments = _exactly(_words(rest, program), f"{OPERATOR} <verb> <json object>")
         return _operator(verb, arguments)

@@ -14,26 +14,25 @@ looks up every link out of the pack), and where a link is missing the sender pac
 from __future__ import annotations
 
 import logging
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
 from uuid import UUID
 
 from dulwich.protocol import pkt_line
 
-from cluster import git
+from cluster import git, packs
 from cluster.client import Client, Input
-from cluster.errors import ClusterError, PeerFailed, Refused, TooFewCopies
+from cluster.errors import ClusterError, DiskFailed, GitFailed, PeerFailed, Refused, TooFewCopies
 from cluster.faults import Step
 from cluster.model import HEAD, Actor, Device, RefUpdate, Snapshot, WhenShort
 from cluster.node import Node
 from cluster.refs import staged_for
 from cluster.remote import Remote
-from cluster.report import packets, read_some
+from cluster.report import packets
 from cluster.spread import Attempt, Spread
 from cluster.ssh_command import StageCommand, UnstageCommand
 from cluster.sync import Say, catch_up
@@ -218,21 +217,11 @@ def _reachable(objects: Path, quarantine: Path | None, oids: list[str], known: l
 
 
 def _packed(objects: Path, quarantine: Path | None, options: list[str], names: str) -> Iterator[bytes]:
-    env = git.environment(GIT_DIR=str(objects.parent))
+    env = {}
     if quarantine is not None:
-        env |= {"GIT_OBJECT_DIRECTORY": str(quarantine), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects)}
-    with subprocess.Popen(
-        ["git", "pack-objects", "--stdout", "--quiet", *options],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=env,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(names.encode())
-        process.stdin.close()
-        while data := read_some(process.stdout):
-            yield data
+        env = {"GIT_OBJECT_DIRECTORY": str(quarantine), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects)}
+    with packs.packing(objects.parent, options, env) as process:
+        yield from packs.made(process, names)
     if process.returncode != 0:
         raise PeerFailed("the objects of this push could not be packed for a peer")
 
@@ -278,7 +267,8 @@ def _keep(node: Node, command: StageCommand, client: Client, actor: Actor) -> st
     folder = store.folder(repository.id)
     with store.adding_objects(repository.id) as objects:
         first = stream.read(1)
-        if first and not _index(store.path(repository.id), first, stream, objects):
+        pieces = chain([first], iter(stream.read1, b""))
+        if first and not _index(store.path(repository.id), pieces, objects):
             return "incomplete"
         if store.existing(repository.id, oids) != set(oids):
             return "incomplete"
@@ -335,40 +325,17 @@ def _catch_up_soon(node: Node, repository_id: int) -> None:
         raise failed[0]
 
 
-def _index(path: Path, first: bytes, stream: Input, lock: int) -> bool:
-    """Store a pack; whether all that it refers to is here. Exit code 1 says "complete, but not by itself alone".
-    lock: shared by whoever adds objects; Git inherits it.
-
-    It is written in a quarantine as Git's own: index-pack leaves its temporary file behind when it fails, and the
-    device whose disk is full would have that much less room each time.
-    """
-    objects = path / "objects"
-    with tempfile.TemporaryDirectory(dir=objects, prefix="tmp_objdir-stage-") as quarantine:
-        environment = {"GIT_OBJECT_DIRECTORY": quarantine, "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects)}
-        with subprocess.Popen(
-            ["git", "index-pack", "--stdin", "--fix-thin", "--check-self-contained-and-connected"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=git.environment(git.DURABLE, GIT_DIR=str(path), **environment),
-            pass_fds=(lock,),
-        ) as process:
-            assert process.stdin is not None and process.stderr is not None
-            with suppress(BrokenPipeError):
-                data = first
-                while data:
-                    process.stdin.write(data)
-                    data = stream.read1()
-                process.stdin.close()
-            errors = process.stderr.read()
-        if process.returncode in (0, 1):
-            new = sorted(Path(quarantine).glob("pack/*"), key=lambda file: file.suffix == ".idx")
-            for file in new:  # the index last: it makes the pack visible
-                file.rename(objects / "pack" / file.name)
-            return True
-    if b"expected object" in errors or b"unresolved deltas" in errors:
-        return False
-    raise git.failed("index-pack", errors)
+def _index(path: Path, pieces: Iterable[bytes], lock: int) -> bool:
+    """Store a pack; whether all that it refers to is here."""
+    try:
+        packs.indexed(path, pieces, lock, ["--check-self-contained-and-connected"])
+    except DiskFailed:
+        raise
+    except GitFailed as error:
+        if "expected object" in error.what or "unresolved delta" in error.what:
+            return False
+        raise
+    return True
 
 
 def _locked(node: Node, repository_id: int) -> AbstractContextManager[None]:

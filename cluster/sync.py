@@ -6,7 +6,8 @@ So a sync never copies another device's refs, and a device with a wiped disk can
     look      under the replica's write lock (flock): row, marker and refs, as they are between two pushes
     plan      trusted: the changes since our version, from the log
               not trusted (wiped, rolled back, altered, demoted): all refs of the newest version, from the log
-    fetch     what `wanted` reaches and is not here, from the leaders in turn. No write lock; it may take hours
+    fetch     what `wanted` reaches and is not here, from the leaders in turn. No write lock; it may take hours.
+              trusted: as a pack, since the log says what both have (pulling.py); otherwise by `git fetch`
     apply     under the write lock again: one ref transaction that checks the old values
     claim     the row (compare-and-set from the position we had), then the marker
 
@@ -26,7 +27,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from uuid import UUID
 
-from cluster import aside, git, history
+from cluster import aside, git, history, pulling
+from cluster.bell import Bell
 from cluster.errors import (
     ClientGone,
     ClusterError,
@@ -145,7 +147,21 @@ def _once(node: Node, repository_id: int, say: Say, *, trust: bool) -> Snapshot 
                     _apply(node, snapshot, plan)
 
             done = _carried_out(node, snapshot, plan, bring)
-    return node.db.snapshot_of(repository_id) if done else None
+    if not done:
+        return None
+    return _synced(snapshot, node.name, plan) if plan.trusted else node.db.snapshot_of(repository_id)
+
+
+def _synced(snapshot: Snapshot, device: str, plan: Plan) -> Snapshot:
+    """What was seen, with this replica at the version that was the newest then: newer than whatever was acknowledged
+    before this sync was asked for, without another look."""
+    replicas = tuple(
+        replace(each, position=plan.target, marker=None, marker_checksum=None, attempts=0, last_error=None)
+        if each.device.name == device
+        else each
+        for each in snapshot.replicas
+    )
+    return replace(snapshot, replicas=replicas)
 
 
 def _carried_out(node: Node, snapshot: Snapshot, plan: Plan, work: Callable[[], None]) -> bool:
@@ -300,9 +316,18 @@ def _objects(updates: list[RefUpdate]) -> tuple[str, ...]:
 
 
 def _at_hand(node: Node, snapshot: Snapshot, plan: Plan) -> bool | None:
-    """Whether everything is here that `plan.wanted` reaches, as it is where it was staged. None: that takes longer."""
+    """Whether everything is here that `plan.wanted` reaches, as it is where it was staged. None: that takes longer.
+
+    Git is not asked where nothing speaks for it: then a fetch is tried first (`_fetch`).
+    """
     if not plan.wanted:
         return True
+    store, repository_id = node.store, snapshot.repository.id
+    if not (
+        store.has_staged(repository_id, plan.settled)
+        or store.all_loose(repository_id, set(plan.wanted).difference(plan.known))
+    ):
+        return False
     return node.store.connected_soon(snapshot.repository.id, plan.wanted, plan.known, within=AT_HAND)
 
 
@@ -310,7 +335,7 @@ def _fetch(
     node: Node, snapshot: Snapshot, plan: Plan, say: Say, objects: int, *, absent: bool = False
 ) -> None:
     """Have everything here that `plan.wanted` reaches; no ref refers to it yet. objects: the lock that Git inherits.
-    absent: it is known not to be here."""
+    absent: it seems not to be here, so that is looked at only where nobody can send it."""
     if not plan.wanted:
         return
     if not absent and node.store.connected(snapshot.repository.id, plan.wanted, plan.known):
@@ -330,12 +355,21 @@ def _fetch(
             last = error
         else:
             return
-    raise _no_source(snapshot, node.name) from last
+    if not absent or not node.store.connected(snapshot.repository.id, plan.wanted, plan.known):
+        raise _no_source(snapshot, node.name) from last
 
 
 def _fetch_from(node: Node, snapshot: Snapshot, source: Replica, plan: Plan, say: Say, objects: int) -> None:
-    """`git fetch` of object ids, over this process's own connection to the peer."""
+    """By the shorter way where that leads anywhere; else `git fetch` of object ids, over our own connection to the
+    peer."""
     repository = snapshot.repository
+    if (
+        plan.trusted
+        and pulling.few(plan.wanted, plan.known)
+        and pulling.pull(node, repository, source.device, plan.wanted, plan.known, objects, say)
+        and node.store.connected(repository.id, plan.wanted, plan.known)
+    ):
+        return
     command = str(ServiceCommand(Service.UPLOAD_PACK, repository.name))
     with (
         node.store.scratch(repository, plan.known) as env,
@@ -423,14 +457,20 @@ def interrupted(snapshot: Snapshot, owner: Replica) -> Frozen:
     )
 
 
-def wait_for(condition: Callable[[], bool], timeout: float, gone: Callable[[], bool]) -> bool:
-    """Look at `condition` ever less often, for `timeout` seconds at most. ClientGone when nobody waits any more."""
-    deadline, pause = time.monotonic() + timeout, 0.002
+def wait_for(
+    condition: Callable[[], bool], timeout: float, gone: Callable[[], bool], bell: Bell | None = None
+) -> bool:
+    """Look at `condition` ever less often, for `timeout` seconds at most. ClientGone when nobody waits any more.
+    bell: and whenever it rings."""
+    deadline, pause, heard = time.monotonic() + timeout, 0.002, bell.rung if bell else 0
     while not condition():
         if time.monotonic() > deadline:
             return False
         if gone():
             raise ClientGone("the client hung up while it waited")
-        time.sleep(pause)
+        if bell is None:
+            time.sleep(pause)
+        else:
+            heard = bell.wait(heard, pause)
         pause = min(pause * 1.5, 0.1)
     return True

@@ -190,7 +190,9 @@ class Programs:
             for line in lines:
                 event = json.loads(line)
                 if event["event"] == "start":
-                    words = [word for word in event["argv"][1:] if not word.startswith("-")]
+                    words = [
+                        word for word in event["argv"][1:] if not word.startswith("-") and "=" not in word
+                    ]
                     found[Path(words[0]).name] += 1
                 elif event["event"] == "child_start" and event["child_class"] == "hook":
                     found[f"hook {event['hook_name']}"] += 1

@@ -289,6 +289,7 @@ def test_a_user_key_may_not_act_as_a_device_or_an_operator(victim: Cluster, user
     for command in (
         f"git-cluster-stage 'team/app' {UUID} 1",
         f"git-cluster-unstage 'team/app' {UUID}",
+        "git-cluster-pack 'team/app'",
         """git-cluster-operator sync '{"repository":"team/app"}'""",
         """git-cluster-operator nonsense '{}'""",
     ):
@@ -430,7 +431,12 @@ def test_a_disabled_device_is_out_for_the_next_command(victim: Cluster) -> None:
         assert connection.ask("git-upload-pack 'team/app'", b"0000").code == 0
         victim.db.set_device_mode("b", DeviceMode.DISABLED)
         try:
-            for command in ("git-upload-pack 'team/app'", STAGE, f"git-cluster-unstage 'team/app' {UUID}"):
+            for command in (
+                "git-upload-pack 'team/app'",
+                STAGE,
+                f"git-cluster-unstage 'team/app' {UUID}",
+                "git-cluster-pack 'team/app'",
+            ):
                 refused(connection.ask(command, b"0000"), victim)
             with pytest.raises(paramiko.AuthenticationException), login(victim.devices["a"], key):
                 pass

@@ -41,6 +41,21 @@ def test_a_command_on_another_device(place: Place, peers: Peers) -> None:
         assert remote.stderr == "error: it is frozen\nask Ada"
 
 
+def test_a_command_that_ends_without_reading_is_told_from_a_connection_that_is_lost(
+    place: Place, peers: Peers
+) -> None:
+    """An older git-cluster does so to a command that it does not know; its connection is as good as before."""
+    for _ in range(20):
+        with peers.run(place.device(), "git-upload-pack 'frozen'") as remote:
+            with pytest.raises(PeerFailed):
+                for _ in range(1000):
+                    remote.send(b"x" * 100_000)
+            assert remote.over
+            assert remote.finish(10) == 1
+            assert remote.stderr == "error: it is frozen\nask Ada"
+    assert len(place.handlers.asked) == 1
+
+
 def test_a_connection_is_reused(place: Place, peers: Peers) -> None:
     for _ in range(20):
         with peers.run(place.device(), "git-upload-pack 'hello'") as remote:

@@ -274,9 +274,12 @@ def held_up(project: Project, device: str) -> Iterator[Callable[[], None]]:
 
 
 def fetches(moved: Moved) -> float:
-    """How often other devices fetched from this one."""
+    """How often other devices fetched from this one: by Git's way, or by the shorter one (cluster/pulling.py)."""
     moved.look()
-    return moved.by("git_cluster_requests_total", endpoint="peer", service="upload-pack", outcome="ok")
+    return sum(
+        moved.by("git_cluster_requests_total", endpoint="peer", service=service, outcome="ok")
+        for service in ("upload-pack", "pack")
+    )
 
 
 def syncs(moved: Moved) -> float:

@@ -104,7 +104,7 @@ def many_things(bench: Bench) -> None:
     with ExitStack() as stack:
         few, many = (
             stack.enter_context(opened(database(bench.cluster.database, name, count)))
-            for name, count in (("few", FEW), ("many", MANY))
+            for name, count in (("things-few", FEW), ("things-many", MANY))
         )
         for name, ask, times in ASKED:
             for _ in range(8):  # statements are prepared, and PostgreSQL has settled on a plan

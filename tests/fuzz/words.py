@@ -57,6 +57,7 @@ COMMANDS = (
     b"git-receive-pack team/app\\!",
     f"git-cluster-stage 'team/app' {UUID} 17".encode(),
     f"git-cluster-unstage 'team/app' {UUID}".encode(),
+    b"git-cluster-pack 'team/app'",
     b"""git-cluster-operator sync '{"repository":"team/app","n":[1,2.5e3,null,true],"s":"\\u00e9\\\\"}'""",
     b"""git-cluster-operator set-head "{\\"a\\":{}}\"""",
     b"git-cluster-proxy ada git-upload-pack 'team/app'",

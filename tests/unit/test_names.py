@@ -352,6 +352,8 @@ def test_what_gits_clients_send(command: str, service: Service, repository: str)
         (f"git-cluster-stage 'app' {PUSH.hex} 1", "not the UUID"),
         ("git-cluster-unstage 'app' ../../x", "not the UUID"),
         (f"git-cluster-unstage 'app' {PUSH} 1", "not 3 arguments"),
+        ("git-cluster-pack 'app' 1", "not 2 arguments"),
+        ("git-cluster-pack '../x'", "not a repository name"),
         ("git-cluster-ping 'app'", "must be git-cluster-ping, not 1 arguments"),
         ("git-cluster-operator sync", "not 1 arguments"),
         ("git-cluster-operator Sync '{}'", "verb"),
@@ -413,6 +415,7 @@ TOKENS = [
     "git-upload-pack",
     "git-cluster-stage",
     "git-cluster-unstage",
+    "git-cluster-pack",
     "git-cluster-operator",
     "git-cluster-proxy",
     "upload-pack",
@@ -458,6 +461,9 @@ def test_a_device_command_round_trip(repository: str, push_id: UUID, version: in
     unstage = ssh_command.UnstageCommand(repository, push_id)
     assert str(unstage) == f"git-cluster-unstage '{repository}' {push_id}"
     assert ssh_command.parse_command(str(unstage)) == unstage
+    pack = ssh_command.PackCommand(repository)
+    assert str(pack) == f"git-cluster-pack '{repository}'"
+    assert ssh_command.parse_command(str(pack)) == pack
 
 
 def at_its_offset(moment: datetime) -> datetime:
