@@ -61,18 +61,26 @@ class _Stream:
 
     It asks for each packet in two pieces or three, and each piece costs it two system calls, around which every other
     thread may get in between: what has come is read at once and kept.
+
+    prompt: acknowledge at once what has come (TCP_QUICKACK). Once keys are agreed on, OpenSSH's client sends two small
+    messages. Its kernel keeps the second until the first is acknowledged (Nagle's algorithm: before a session begins
+    it does not set TCP_NODELAY), and ours would wait 40 ms for something to send along (delayed acknowledgement).
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._ahead = memoryview(b"")
         self.flags = 0
+        self.prompt = hasattr(socket, "TCP_QUICKACK")
 
     def recv(self, size: int) -> bytes:
         if not self._ahead:
             if size >= AHEAD:
                 return self._sock.recv(size)
             self._ahead = memoryview(self._sock.recv(AHEAD))
+            if self.prompt:  # the kernel forgets it
+                with suppress(OSError):
+                    self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         return bytes(data)
 
@@ -202,6 +210,7 @@ class Wire(_Transport):  # type: ignore[misc]
         for message in held:
             super()._send_message(message)
         super()._parse_newkeys(m)
+        self.packetizer.stream.prompt = False
 
     def watch(self) -> None:
         """From now on, notice a far side that is silent: powered off, unplugged, stopped."""

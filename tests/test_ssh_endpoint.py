@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -339,3 +340,25 @@ def test_a_port_in_use_and_keys_that_cannot_be_used(place: Place) -> None:
     with pytest.raises(ConfigError):
         write_keypair(good, "again")
     assert good.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux alone has it")
+def test_what_comes_during_a_handshake_is_acknowledged_at_once() -> None:
+    """OpenSSH's client, or its kernel, keeps a message back until then: 40 ms for each connection."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream = cluster.wire._Stream(accepted)
+            for _ in range(50):  # question and answer: from the second on the kernel waits for the answer
+                client.sendall(b"x" * 16)
+                assert stream.recv(16) == b"x" * 16
+                (unacknowledged,) = struct.unpack_from(
+                    "I", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24
+                )
+                assert unacknowledged == 0
+                stream.send(b"y" * 16)
+                assert client.recv(16) == b"y" * 16
