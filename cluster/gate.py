@@ -212,6 +212,7 @@ class Write:
     ) -> None:
         self._node, self._repository, self._request = node, repository, request
         self._connection, self._seen, self._lock = held.connection, held.seen, lock
+        self._let_go = held.let_go
         self._session = held.connection.info.backend_pid
         self._intent: Intent | None = None
         self._doubtful = False
@@ -362,6 +363,9 @@ class Write:
                     pause = min(pause * 2, 1.0)
                 connection = None
         self._intent = None
+        with suppress(OSError):
+            node.store.remember(repository.id, entry.checksum)
+        self._let_go()  # what is left to do is this replica's own affair, and its lock is held
         node.measures.committed()
         _log.info(
             "committed",
@@ -380,7 +384,6 @@ class Write:
         node = self._node
         node.reach(Step.MARK)
         try:
-            node.store.remember(self._repository.id, entry.checksum)
             node.store.mark(self._repository, entry.position, [entry])
         except OSError:
             _log.exception("the marker of %s could not be written", self._repository.name)

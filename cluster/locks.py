@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC
 from threading import Event, Lock
@@ -22,7 +22,10 @@ from psycopg.pq import TransactionStatus
 
 from cluster.db import Connection, Database, lock_label
 from cluster.errors import ClientGone, DatabaseUnavailable, LockTimeout
+from cluster.measure import Measures
 from cluster.model import Snapshot
+
+COUNTS_NOTHING = Measures()
 
 QUIET = 1.0
 """Seconds of waiting before the person is told: in an ordinary queue of pushes nobody waits that long."""
@@ -38,10 +41,14 @@ IN_A_ROW = 4
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The write lock: the connection that holds it, and the repository as it was seen right after it was got."""
+    """The write lock: the connection that holds it, and the repository as it was seen right after it was got.
+
+    let_go: hand the lock on, or give it back, before the context is left. The connection is another one's then.
+    """
 
     connection: Connection
     seen: Snapshot
+    let_go: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,7 @@ def write_lock(
     break_after: float | None = None,
     say: Callable[[str], None] = lambda line: None,
     gone: Callable[[], bool] = lambda: False,
+    measures: Measures = COUNTS_NOTHING,
 ) -> Iterator[Held]:
     """Hold the write lock inside. Leaving it hands the lock on at once, without waiting for PostgreSQL to say so.
 
@@ -119,43 +127,64 @@ def write_lock(
     """
     waiting = _Waiting(db, repository_id, device, timeout, break_after, say, gone)
     turn = turns.enter(repository_id)
-    handed = None
-    try:
-        while not turn.come.wait(waiting.slice()):
-            waiting.go_on()
-        label = lock_label(device, actor)
-        handed, seen = _taken_over(turn, db, repository_id, label)
-        if handed is None:
-            with ExitStack() as place:
-                connection = place.enter_context(db.dedicated())
-                seen = db.try_write_lock(connection, repository_id, label)
-                while seen is None:
-                    seen = db.wait_write_lock(connection, repository_id, waiting.slice())
-                    if seen is None:
-                        waiting.go_on()
-                handed = _Handed(place.pop_all(), connection, 1)
-        assert seen is not None
-        yield Held(handed.connection, seen)
-    finally:
-        if handed is not None and not _stands(handed.connection):
+    handed: _Handed | None = None
+    since: float | None = None
+    left = False
+
+    def let_go() -> None:
+        nonlocal left
+        if left:
+            return
+        left = True
+        if since is not None:
+            measures.lock_held(time.monotonic() - since)
+        keep = handed if handed is not None and _stands(handed.connection) else None
+        if handed is not None and keep is None:
             handed.place.close()
-            handed = None
-        turns.leave(repository_id, turn, handed)
+        turns.leave(repository_id, turn, keep)
+
+    try:
+        try:
+            handed, seen = _got(turn, waiting, db, repository_id, lock_label(device, actor))
+        except BaseException as error:
+            measures.lock_waited(waiting.so_far, error)
+            raise
+        since = time.monotonic()
+        measures.lock_waited(waiting.so_far)
+        yield Held(handed.connection, seen, let_go)
+    finally:
+        let_go()
+
+
+def _got(
+    turn: Turn, waiting: _Waiting, db: Database, repository_id: int, label: str
+) -> tuple[_Handed, Snapshot]:
+    """The lock, from the one before us or from PostgreSQL's queue."""
+    while not turn.come.wait(waiting.slice()):
+        waiting.go_on()
+    if turn.handed is not None:
+        with suppress(DatabaseUnavailable):
+            return _taken_over(turn, turn.handed, db, repository_id, label)
+    with ExitStack() as place:
+        connection = place.enter_context(db.dedicated())
+        seen = db.try_write_lock(connection, repository_id, label)
+        while seen is None:
+            seen = db.wait_write_lock(connection, repository_id, waiting.slice())
+            if seen is None:
+                waiting.go_on()
+        return _Handed(place.pop_all(), connection, 1), seen
 
 
 def _taken_over(
-    turn: Turn, db: Database, repository_id: int, label: str
-) -> tuple[_Handed | None, Snapshot | None]:
-    """The lock that the one before us handed on, and what there is now. None: there is none, or it was lost."""
-    handed = turn.handed
-    if handed is None:
-        return None, None
+    turn: Turn, handed: _Handed, db: Database, repository_id: int, label: str
+) -> tuple[_Handed, Snapshot]:
+    """The lock that the one before us handed on. DatabaseUnavailable: it was lost, and its connection is given back."""
     try:
         seen = db.keep_write_lock(handed.connection, repository_id, label)
     except DatabaseUnavailable:
         turn.handed = None
         handed.place.close()
-        return None, None
+        raise
     turn.handed = None
     return _Handed(handed.place, handed.connection, handed.row + 1), seen
 
@@ -182,6 +211,11 @@ class _Waiting:
         self._device, self._timeout, self._break_after = device, timeout, break_after
         self._begun = time.monotonic()
         self._told = ""
+
+    @property
+    def so_far(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._begun
 
     def slice(self) -> float:
         now = time.monotonic()

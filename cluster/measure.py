@@ -109,9 +109,11 @@ class Measures:
     def committed(self) -> None:
         """A push became a version."""
 
-    def locking(self, lock: AbstractContextManager[T]) -> AbstractContextManager[T]:
-        """The same lock. Both the time until it is held and the time for which it is are counted."""
-        return lock
+    def lock_waited(self, seconds: float, error: BaseException | None = None) -> None:
+        """The write lock was got after so many seconds, or it was not, because of `error`."""
+
+    def lock_held(self, seconds: float) -> None:
+        """The write lock was handed on, or given back, after so many seconds."""
 
     def syncing(self, *, trusted: bool) -> AbstractContextManager[None]:
         """A sync is at work. trusted: from the log; else the copy is made anew."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import local
 from typing import TypeVar
@@ -212,21 +212,11 @@ class Meters(Measures):
 
     # What requests wait for
 
-    @contextmanager
-    def locking(self, lock: AbstractContextManager[T]) -> Iterator[T]:
-        begun, since = time.monotonic(), None
-        try:
-            with lock as held:
-                since = time.monotonic()
-                self._lock_wait.labels("got").observe(since - begun)
-                yield held
-        except BaseException as error:
-            if since is None:
-                self._lock_wait.labels(_waited_in_vain(error)).observe(time.monotonic() - begun)
-            raise
-        finally:
-            if since is not None:
-                self._lock_hold.observe(time.monotonic() - since)
+    def lock_waited(self, seconds: float, error: BaseException | None = None) -> None:
+        self._lock_wait.labels("got" if error is None else _waited_in_vain(error)).observe(seconds)
+
+    def lock_held(self, seconds: float) -> None:
+        self._lock_hold.observe(seconds)
 
     @contextmanager
     def syncing(self, *, trusted: bool) -> Iterator[None]:

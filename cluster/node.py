@@ -77,16 +77,15 @@ class Node:
         gone: Callable[[], bool] = lambda: False,
     ) -> AbstractContextManager[Held]:
         """cluster.locks.write_lock, as this device takes it: a silent device's lock is broken where healing is on."""
-        return self.measures.locking(
-            write_lock(
-                self.turns,
-                self.db,
-                repository_id,
-                device=self.name,
-                actor=actor,
-                timeout=timeout,
-                break_after=self.writes.fence_after if self.heals else None,
-                say=say,
-                gone=gone,
-            )
+        return write_lock(
+            self.turns,
+            self.db,
+            repository_id,
+            device=self.name,
+            actor=actor,
+            timeout=timeout,
+            break_after=self.writes.fence_after if self.heals else None,
+            say=say,
+            gone=gone,
+            measures=self.measures,
         )
