@@ -1,7 +1,7 @@
 """Objects from another device where it is known what both have: the push log says from which values to which.
 
-`git fetch` would find that out: it starts four processes here and three there, and asks three times. This is one
-question, `git pack-objects` there and `git unpack-objects` here.
+`git fetch` would find that out: it starts four processes here and two there, and asks three times. This is one question,
+`git pack-objects` there and `git unpack-objects` here.
 
     puller ──"git-cluster-pack REPO"──▶ holder
            ──ids: wanted, and "^" before those that are known (pkt-lines), flush──▶
