@@ -79,7 +79,6 @@ def calibrate(site: Site, tell: Callable[[str], None]) -> dict[str, Any]:
         "notified": notified,
         "wait_before": before,
         "wait_after": after,
-        "unlock": max(1, sum("pg_advisory_unlock" in one.text for one in runs[1])),
     }
     return {
         "constants": constants,

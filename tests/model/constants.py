@@ -22,8 +22,8 @@ READ_STEPS = (ReadStep.AUTHORIZE, ReadStep.CATCH_UP, ReadStep.SERVE)
 CONNECT = "connect"
 """What comes before the first step, and after the last: SSH, the login, the client's own programs."""
 
-HELD = (Step.CLEAR, Step.SETTLE, Step.INTEND, Step.APPLY, Step.COMMIT, Step.MARK)
-"""The steps of which a device knows that it holds the write lock ("mark" ends with giving it back)."""
+HELD = (Step.CLEAR, Step.SETTLE, Step.INTEND, Step.APPLY, Step.COMMIT)
+"""The steps of which a device knows that it holds the write lock."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Constants:
     notified: trips of each device for each push anywhere, beside its syncs.
     wait_before, wait_after: trips of a push that finds the write lock taken by another device: before it queues (the
     try in vain included) and, holding the lock, after it got it.
-    unlock: trips of a push that give locks back.
     """
 
     push: Mapping[int, Mapping[str, Cost]]
@@ -82,16 +81,10 @@ class Constants:
     notified: float
     wait_before: int
     wait_after: int
-    unlock: int
-
-    def after_release(self, min_copies: int) -> float:
-        """Trips of "mark" from the one on that gives the write lock back. None, where nobody waits for its answer."""
-        return min(float(self.unlock), self.push[min(min_copies, 2)][Step.MARK].database)
 
     def trips_held(self, min_copies: int) -> float:
         """Trips for which PostgreSQL has the write lock taken: from half of the grant's to half of the release's."""
-        held = sum(self.push[min(min_copies, 2)][step].database for step in HELD)
-        return held - self.after_release(min_copies) + 1
+        return sum(self.push[min(min_copies, 2)][step].database for step in HELD) + 1
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Constants:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tests.model.constants import Constants, Work
+from tests.model.constants import Constants
 from tests.model.parts import Outcome, Setting
 from tests.model.simulation import simulate
 
@@ -24,11 +24,6 @@ class Curve:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-
-
-def unnotified(constants: Constants) -> Constants:
-    """If only the devices that hold a repository heard of its pushes, and those did no more than sync."""
-    return replace(constants, notified=0.0, work_notified=Work())
 
 
 def _line(
@@ -124,13 +119,9 @@ def _fleet(devices: float, copies: int, **changes: float) -> Setting:
 def devices(constants: Constants) -> list[Curve]:
     """Pushes a second in all, by the number of devices."""
     pushes: Callable[[Outcome], float] = lambda outcome: outcome.pushes  # noqa: E731
-    quiet = unnotified(constants)
     return [
         _line("min_copies 1", DEVICES, lambda n: simulate(constants, _fleet(n, 1)), pushes),
         _line("min_copies 2", DEVICES, lambda n: simulate(constants, _fleet(n, 2)), pushes),
-        _line(
-            "min_copies 2, only holders notified", DEVICES, lambda n: simulate(quiet, _fleet(n, 2)), pushes
-        ),
     ]
 
 

@@ -76,8 +76,21 @@ class Outcome:
         return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] if ordered else float("nan")
 
 
+@dataclass(frozen=True)
+class Lock:
+    """The write lock: its place in PostgreSQL's queue, when it was granted, and how many had it in a row."""
+
+    place: simpy.resources.resource.Request
+    granted: float
+    row: int = 1
+
+
 class Repository:
-    """The newest version, where each replica is, who is in the middle of a commit, and the write lock."""
+    """The newest version, where each replica is, who is in the middle of a commit, and the write lock.
+
+    turns: the queue within a device; handed: a lock on its way to the next one there. files: the replica's own lock,
+    from "intend" to "mark". committed: what whoever waits for a commit is woken by.
+    """
 
     def __init__(self, env: simpy.Environment, number: int, holders: list[int]) -> None:
         self.number, self.holders = number, holders
@@ -88,6 +101,9 @@ class Repository:
         self.kept: dict[int, set[int]] = {0: set(holders)}
         self.lock = simpy.Resource(env)
         self.turns = {device: simpy.Resource(env) for device in holders}
+        self.handed: dict[int, Lock] = {}
+        self.files = {device: simpy.Resource(env) for device in holders}
+        self.committed = env.event()
         self.syncs = {device: simpy.Resource(env) for device in holders}
         self.intent: tuple[int, int] | None = None
         self.intents = 0
@@ -109,13 +125,3 @@ class Cores:
                 now = min(left, QUANTUM)
                 yield self._env.timeout(now)
                 left -= now
-
-
-def polled(waited: float) -> float:
-    """Seconds until a waiter notices, who looks ever less often, that what it waits for ended after `waited` seconds
-    (cluster/disk.py, FileLock.acquire)."""
-    at, pause = 0.0, 0.002
-    while at < waited:
-        at += pause
-        pause = min(pause * 1.5, 0.1)
-    return at - waited

@@ -1,7 +1,7 @@
 """The simulation: pushes and reads go through devices, cores, locks and the database, by the steps of design.md.
 
-    client ──▶ connect, authorize, catch-up, receive, propose, stage ──▶ lock ─┐ clear, settle, intend, apply, commit,
-               (distance and cores only)                                      └ mark ──▶ acknowledge
+    client ──▶ connect, authorize, catch-up, receive, propose, stage ──▶ lock ─┐ clear, settle, intend, apply, commit
+               (distance and cores only)                                      └──▶ mark ──▶ acknowledge
                                                      commit ──▶ every device is notified ──▶ replicas sync
 
 What is waited for: cores (a device's own, or one machine's for all), the daemon's interpreter (one thread of it runs
@@ -19,17 +19,15 @@ from typing import Any
 import simpy
 
 from cluster.faults import Step
+from cluster.locks import IN_A_ROW, LATER, SLICE
 from cluster.measure import ReadStep
 from tests.model.constants import CONNECT, Constants, Cost, Work
-from tests.model.parts import QUANTUM, Cores, Outcome, Process, Repository, Setting, polled
+from tests.model.parts import QUANTUM, Cores, Lock, Outcome, Process, Repository, Setting
 
 Costs = Mapping[str, Cost]
 
 CLOSING = 0.2
 """Of the seconds of "connect", the part that comes after the answer: programs end, connections are closed."""
-
-SLICE = 1.0
-"""Seconds for which a push queues for the write lock before it looks around (cluster/locks.py)."""
 
 
 class World:
@@ -196,16 +194,21 @@ class World:
         yield from self._stage(repository, seen, device, keepers)
         if repository.at[device] < repository.version and repository.intent is None:
             yield from self.sync(repository, device)
-        with repository.turns[device].request() as turn:
-            yield turn
-            lock, granted = yield from self._locked(repository, costs[Step.LOCK])
-            known = self.env.now
-            yield from self._held(repository, device, costs, work, keepers)
-            self.env.process(self._release(repository, lock, granted))
-            yield from self.trip(setting.rtt_database, constants.after_release(copies))
-            if self.counts:
-                self.outcome.held.append(self.env.now - known)
-            version = repository.at[device]
+        turn = repository.turns[device].request()
+        yield turn
+        lock = yield from self._locked(repository, device, costs[Step.LOCK])
+        known = self.env.now
+        replica = yield from self._held(repository, device, costs, work, keepers)
+        version = repository.at[device]
+        if self.counts:
+            self.outcome.held.append(self.env.now - known)
+        if lock.row < IN_A_ROW and repository.turns[device].queue:
+            repository.handed[device] = Lock(lock.place, lock.granted, lock.row + 1)
+        else:
+            self.env.process(self._release(repository, lock))
+        repository.turns[device].release(turn)
+        yield from self._step(device, costs, Step.MARK, work)
+        repository.files[device].release(replica)
         yield from self._step(device, costs, Step.ACKNOWLEDGE, work)
         repository.acknowledged_at[version] = self.env.now
         yield self.env.timeout(CLOSING * self.own(costs, CONNECT))
@@ -232,51 +235,54 @@ class World:
             spent = constants.work_send.all + constants.work_keep.all + each.database * constants.statement
             yield self.env.timeout(max(0.0, each.seconds - spent))
 
-    def _release(
-        self, repository: Repository, lock: simpy.resources.resource.Request, granted: float
-    ) -> Process:
+    def _release(self, repository: Repository, lock: Lock) -> Process:
         """The lock is the next one's when PostgreSQL hears of it, whoever waits for its answer."""
         yield from self.trip(self.setting.rtt_database, 0.5)
-        repository.lock.release(lock)
+        repository.lock.release(lock.place)
         if self.counts:
-            self.outcome.locked.append(self.env.now - granted)
+            self.outcome.locked.append((self.env.now - lock.granted) / lock.row)
 
-    def _locked(
-        self, repository: Repository, cost: Cost
-    ) -> Generator[Any, Any, tuple[simpy.resources.resource.Request, float]]:
-        """The write lock, once the device knows that it has it; and when PostgreSQL granted it."""
-        lock, setting, constants = repository.lock, self.setting, self.constants
+    def _locked(self, repository: Repository, device: int, cost: Cost) -> Generator[Any, Any, Lock]:
+        """The write lock, once the device knows that it has it: from the one before on this device, or PostgreSQL's."""
+        place, setting, constants = repository.lock, self.setting, self.constants
+        if handed := repository.handed.pop(device, None):
+            yield from self.ask(1)
+            return handed
         yield from self.ask(cost.database - 1)
         yield from self.trip(setting.rtt_database, 0.5)
-        if not lock.users and not lock.queue:
-            request = lock.request()
+        if not place.users and not place.queue:
+            request = place.request()
             yield request
             granted = self.env.now
             yield from self.trip(setting.rtt_database, 0.5)
-            return request, granted
+            return Lock(request, granted)
         yield from self.trip(setting.rtt_database, 0.5)
         yield from self.ask(constants.wait_before - 1)
+        patience = SLICE
         while True:
             yield from self.trip(setting.rtt_database, 0.5)
-            request = lock.request()
-            patience = self.env.timeout(SLICE)
-            yield request | patience
+            request = place.request()
+            yield request | self.env.timeout(patience)
             if request.triggered:
                 granted = self.env.now
                 yield from self.trip(setting.rtt_database, 0.5)
                 yield from self.ask(constants.wait_after)
-                return request, granted
+                return Lock(request, granted)
             request.cancel()
+            patience = LATER
             yield from self.trip(setting.rtt_database, 0.5)
             yield from self.ask(constants.wait_before + constants.wait_after + 1)
 
     def _held(
         self, repository: Repository, device: int, costs: Costs, work: Work, keepers: list[int]
-    ) -> Process:
+    ) -> Generator[Any, Any, simpy.resources.resource.Request]:
+        """From "clear" to "commit"; the replica's lock, which goes on to be held."""
         yield from self._step(device, costs, Step.CLEAR, work)
         yield from self._step(device, costs, Step.SETTLE, work)
         if repository.at[device] < repository.version:
             yield from self.sync(repository, device)
+        replica = repository.files[device].request()
+        yield replica
         yield from self._step(device, costs, Step.INTEND, work)
         repository.intents += 1
         repository.intent = (repository.intents, device)
@@ -288,12 +294,7 @@ class World:
         self._commit(repository, device, keepers)
         yield from self.trip(self.setting.rtt_database, 0.5)
         yield from self.work(device, self._share(costs, Step.COMMIT, work), self.own(costs, Step.COMMIT))
-        mark = costs[Step.MARK]
-        yield from self.work(device, self._share(costs, Step.MARK, work), self.own(costs, Step.MARK))
-        yield from self.trip(
-            self.setting.rtt_database, mark.database - self.constants.after_release(len(keepers) + 1)
-        )
-        yield from self.database_cores.use(self.constants.statement * mark.database)
+        return replica
 
     def _commit(self, repository: Repository, device: int, keepers: list[int]) -> None:
         repository.version += 1
@@ -301,27 +302,27 @@ class World:
         repository.intent = None
         repository.kept[repository.version] = {device, *keepers}
         repository.committed_at[repository.version] = self.env.now
+        repository.committed.succeed()
+        repository.committed = self.env.event()
         for other in range(self.setting.devices):
-            self.env.process(self._notified(repository, other))
+            if other != device:
+                self.env.process(self._notified(repository, other))
 
     # --------------------------------------------------------------------------------------- a sync, a read
 
     def _notified(self, repository: Repository, device: int) -> Process:
-        """What NOTIFY sets off on a device: on each of them a look, on a replica a sync."""
+        """What NOTIFY sets off on another device: where it has a replica, a sync."""
         yield from self.trip(self.setting.rtt_database, 0.5)
         if device in repository.holders and repository.at[device] < repository.version:
-            yield from self.sync(repository, device, notified=True)
+            yield from self.sync(repository, device)
         yield from self.database_cores.use(self.constants.statement * self.constants.notified)
         yield from self.work(device, self.constants.work_notified)
 
-    def sync(self, repository: Repository, device: int, *, notified: bool = False) -> Process:
+    def sync(self, repository: Repository, device: int) -> Process:
         """Bring a replica to the version that is newest when its turn comes; who waits for another's looks again."""
         constants, setting = self.constants, self.setting
-        asked = self.env.now
         with repository.syncs[device].request() as turn:
             yield turn
-            if self.env.now > asked:
-                yield self.env.timeout(polled(self.env.now - asked))
             if repository.at[device] >= repository.version:
                 yield from self.ask()  # the look by which it finds that out
                 return
@@ -330,9 +331,9 @@ class World:
             staged = all(device in repository.kept[version] for version in missing)
             cost = constants.kept if staged else constants.fetched
             work = constants.work_kept if staged else constants.work_fetched
-            # Counted from the commit to the claim: the notification's half of a trip, a look at what it is about, the
-            # sync's own, and half of the claim's. Whoever comes by itself has not the first two.
-            trips = max(0.0, cost.database - (1.0 if notified else 2.0))
+            # Counted from the commit to the claim: half of a trip that the notification takes, the sync's own, and half
+            # of the claim's.
+            trips = max(0.0, cost.database - 1.0)
             yield self.env.timeout(setting.rtt_database * trips + setting.rtt_peers * cost.peers)
             yield from self.database_cores.use(constants.statement * cost.database)
             yield from self.work(device, work, max(0.0, cost.seconds - cost.database * constants.statement))
@@ -345,7 +346,6 @@ class World:
                 self._holds(repository, version)
             repository.at[device] = max(repository.at[device], target)
             yield from self.trip(setting.rtt_database, 0.5)
-            yield from self.ask(1)
 
     def _holds(self, repository: Repository, version: int) -> None:
         if self.counts:
@@ -367,7 +367,7 @@ class World:
                     if repository.intent is None or repository.intent[0] != intent[0]:
                         break
                     yield from self.ask()
-                    yield self.env.timeout(pause)
+                    yield repository.committed | self.env.timeout(pause)  # NOTIFY, or to be sure
                     pause = min(pause * 1.5, 0.1)
             elif repository.at[device] < repository.version:
                 yield from self.sync(repository, device)

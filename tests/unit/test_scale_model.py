@@ -23,9 +23,8 @@ from tests.model.constants import (
     Work,
     load,
 )
-from tests.model.curves import unnotified
 from tests.model.instruments import Figures, parsed
-from tests.model.parts import Cores, Outcome, Setting, polled
+from tests.model.parts import Cores, Outcome, Setting
 from tests.model.scenarios import FIGURES, Scenario, predicted, scenarios
 from tests.model.simulation import simulate
 
@@ -41,7 +40,7 @@ PUSH = {
     Step.INTEND: Cost(0.001, database=1),
     Step.APPLY: Cost(0.008),
     Step.COMMIT: Cost(0.002, database=1),
-    Step.MARK: Cost(0.005, database=2),
+    Step.MARK: Cost(0.001),
 }
 CHEAP = Constants(
     push={1: PUSH, 2: {**PUSH, Step.STAGE: Cost(0.015, database=2, peers=3)}},
@@ -62,7 +61,6 @@ CHEAP = Constants(
     notified=0.0,
     wait_before=3,
     wait_after=1,
-    unlock=2,
 )
 """Small numbers in which nothing hides."""
 
@@ -77,19 +75,28 @@ def test_one_repositorys_throughput_is_one_over_the_time_that_its_lock_is_held(m
     outcome = run(
         pushers=18, spread=True, rtt_database=milliseconds / 1000, rtt_peers=milliseconds / 1000, cores=8
     )
-    assert outcome.pushes == pytest.approx(1 / statistics.fmean(outcome.locked), rel=0.02)
+    assert outcome.pushes == pytest.approx(1 / statistics.fmean(outcome.locked), rel=0.03)
 
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 20, 100])
-def test_on_one_device_the_hand_over_comes_on_top(milliseconds: int) -> None:
-    """The next one asks for the lock when the last one has heard that it gave it back: all trips from "lock" on."""
+def test_on_one_device_the_lock_is_handed_on_four_times_then_given_back(milliseconds: int) -> None:
+    """Given back, the next one asks for it at once, at the same time as that is on its way."""
     rtt = milliseconds / 1000
     outcome = run(pushers=16, rtt_database=rtt, seconds=40 + 600 * rtt, cores=8, daemons=8)
-    under_it = [*PUSH_STEPS[PUSH_STEPS.index(Step.CLEAR) : PUSH_STEPS.index(Step.MARK) + 1]]
+    under_it = PUSH_STEPS[PUSH_STEPS.index(Step.CLEAR) : PUSH_STEPS.index(Step.COMMIT) + 1]
     cycle = sum(PUSH[step].seconds for step in under_it) + rtt * sum(
         PUSH[step].database for step in (Step.LOCK, *under_it)
     )
     assert outcome.pushes == pytest.approx(1 / cycle, rel=0.02)
+
+
+def test_handed_on_within_a_device_it_takes_fewer_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gets it from another device has to sync first: each of them, or one of four."""
+    slow = replace(CHEAP, fetched=Cost(0.2, database=2))
+    four = run(slow, pushers=24, spread=True, cores=8, seconds=60)
+    monkeypatch.setattr("tests.model.simulation.IN_A_ROW", 1)
+    one = run(slow, pushers=24, spread=True, cores=8, seconds=60)
+    assert four.pushes > 2 * one.pushes
 
 
 def test_the_lock_is_held_for_half_of_its_trip_to_half_of_the_trip_that_gives_it_back() -> None:
@@ -97,16 +104,6 @@ def test_the_lock_is_held_for_half_of_its_trip_to_half_of_the_trip_that_gives_it
     far, near = run(rtt_database=0.1, seconds=200), run()
     trips = (statistics.fmean(far.locked) - statistics.fmean(near.locked)) / 0.1
     assert trips == pytest.approx(CHEAP.trips_held(1), rel=0.01)
-
-
-def test_a_release_that_nobody_waits_for_shortens_the_hand_over() -> None:
-    at_once = replace(CHEAP, push={1: {**PUSH, Step.MARK: Cost(0.005)}, 2: CHEAP.push[2]})
-    assert (at_once.after_release(1), at_once.trips_held(1)) == (0, 5)
-    slow, quick = (
-        run(c, pushers=16, rtt_database=0.1, seconds=200, cores=8, daemons=8) for c in (CHEAP, at_once)
-    )
-    assert statistics.fmean(quick.locked) == pytest.approx(statistics.fmean(slow.locked), rel=0.01)
-    assert quick.pushes > 1.3 * slow.pushes
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -179,7 +176,7 @@ def test_reads_scale_with_devices() -> None:
 def test_what_every_device_does_for_every_push_costs_more_with_every_device() -> None:
     loud = replace(CHEAP, statement=0.001, notified=4)
     setting = {"devices": 24, "repositories": 96, "pushers": 192, "database_cores": 1, "seconds": 8}
-    assert run(unnotified(loud), **setting).pushes > 3 * run(loud, **setting).pushes
+    assert run(replace(loud, notified=0), **setting).pushes > 3 * run(loud, **setting).pushes
 
 
 def test_a_read_elsewhere_right_after_a_push_waits_for_the_sync() -> None:
@@ -187,11 +184,6 @@ def test_a_read_elsewhere_right_after_a_push_waits_for_the_sync() -> None:
     plain = statistics.median(run(readers=1, pushers=0).read)
     after = statistics.median(run(slow, read_after_push=True).after)
     assert plain < 0.1 < 0.5 < after < 1.3
-
-
-def test_who_waits_for_a_sync_looks_ever_less_often() -> None:
-    assert polled(0.0) == 0
-    assert all(0 <= polled(n / 1000) <= 0.1 for n in range(2000))
 
 
 def test_two_runs_are_equal() -> None:
