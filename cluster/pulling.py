@@ -1,7 +1,7 @@
 """Objects from another device where it is known what both have: the push log says from which values to which.
 
-`git fetch` would find that out: it starts four processes here and two there, and asks three times. This is one question,
-`git pack-objects` there and `git unpack-objects` here.
+`git fetch` would find that out: it starts four processes here and two there, and asks three times. This is one
+question, `git pack-objects` there and `git unpack-objects` here.
 
     puller ──"git-cluster-pack REPO"──▶ holder
            ──ids: wanted, and "^" before those that are known (pkt-lines), flush──▶
@@ -107,7 +107,7 @@ def give(node: Node, command: PackCommand, client: Client, actor: Actor) -> int:
     for device in (actor.name, node.name):
         if snapshot.of(device) is None:
             raise Refused(f"{command.repository} is not kept on device {device}")
-    names = _named(Input(client), snapshot.repository.object_format)
+    names = named(Input(client), snapshot.repository.object_format)
     options = ["--revs", "--thin", "--delta-base-offset"]
     with packs.packing(node.store.path(snapshot.repository.id), options, {}) as process:
         try:
@@ -119,7 +119,7 @@ def give(node: Node, command: PackCommand, client: Client, actor: Actor) -> int:
     return min(process.returncode, 1)
 
 
-def _named(stream: Input, object_format: str) -> list[str]:
+def named(stream: Input, object_format: str) -> list[str]:
     """What a peer wants and knows, up to the flush. PeerFailed where that is no such list."""
     names: list[str] = []
     for packet in packets(stream):  # type: ignore[arg-type]

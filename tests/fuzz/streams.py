@@ -6,6 +6,7 @@ The first byte of an input says in what pieces the rest comes (core.SIZES); what
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 from dulwich.protocol import pkt_line
@@ -15,6 +16,7 @@ from cluster import upload
 from cluster.client import CHUNK, Input
 from cluster.errors import ClusterError, PeerFailed
 from cluster.model import RefUpdate
+from cluster.pulling import MOST_NAMED, named
 from cluster.report import Commands, Report, frame, packets
 from cluster.stage import listed
 from tests.fuzz.core import SIZES, Far, Target, cut, git_reads, one_line, packet_length, pieces
@@ -166,6 +168,18 @@ def staged_list(data: bytes) -> None:
     return None
 
 
+def pulled_names(data: bytes) -> None:
+    """Object ids, some behind "^", up to the flush; or PeerFailed. Nothing else gets to Git."""
+    sizes, sent = cut(data)
+    try:
+        names = named(Input(Far(sent, sizes)), "sha1")
+    except PeerFailed as error:
+        return one_line(error)
+    assert all(re.fullmatch("\\^?[0-9a-f]{40}", name) for name in names)
+    assert len(names) <= MOST_NAMED
+    return None
+
+
 # ------------------------------------------------------------------------------------------------ a push's list
 
 
@@ -305,6 +319,7 @@ PUSHED = _lines(
 STATUS = _lines(b"unpack ok\n", b"ok refs/heads/main\n", b"ng refs/heads/\xff non-fast-forward\n", None)
 REFUSED = _lines(b"unpack index-pack abnormal exit\n", b"ng refs/heads/main unpacker error\n", None)
 IDS = _lines(ZERO, ONE, b"a" * 40, None)
+KNOWN = _lines(ONE, b"^" + b"a" * 40, None)
 
 PARTS = (
     b"0000", b"0001", b"0002", b"0003", b"0004", b"0005", b"0005\n", b"ffff", b"fff0", b"FFF0", b"+00a",
@@ -335,6 +350,7 @@ def targets() -> list[Target]:
         Target("archive-request", archive_request, _every_way(archive, archive + b"more"), PARTS),
         Target("advertisement", advertisement, _every_way(ADVERTISED + b"more", ADVERTISED), PARTS),
         Target("staged-list", staged_list, _every_way(IDS + b"PACK", IDS), PARTS),
+        Target("pulled-names", pulled_names, _every_way(KNOWN + IDS, IDS, KNOWN[:-4]), PARTS),
         Target("commands", commands, _every_way(PUSHED + b"PACK", PUSHED * 2, PUSHED[:-4]), PARTS),
         Target("report", report, _every_way(STATUS, REFUSED, STATUS * 2), PARTS),
         Target("packets", packet_stream, _every_way(ADVERTISED + STATUS, STATUS), PARTS),
