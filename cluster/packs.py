@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from cluster import git
+from cluster.client import write_all
 from cluster.report import read_some
 
 UNPACKED = 100
@@ -92,8 +93,8 @@ def _fed(
         assert process.stdin is not None and process.stderr is not None
         with suppress(BrokenPipeError):
             for piece in pieces:
-                process.stdin.write(piece)
-            process.stdin.close()
+                write_all(process.stdin.fileno(), piece)
+        process.stdin.close()
         errors = process.stderr.read()
     if process.returncode not in fine:
         raise git.failed(arguments[0], errors)

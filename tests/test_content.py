@@ -465,18 +465,25 @@ def test_a_leader_with_a_bad_object_empties_nobody(make_cluster: MakeCluster) ->
 # ------------------------------------------------------------------------------------- a sync that was cut off
 
 
-def test_a_sync_killed_while_it_fetches(pair: Cluster) -> None:
-    """G7: what it had fetched does no harm; the next sync brings the version."""
+@pytest.mark.parametrize("copy", ["behind", "wiped"])
+def test_a_sync_killed_while_it_fetches(pair: Cluster, copy: str) -> None:
+    """G7: what it had fetched does no harm; the next sync brings the version. A wiped copy is fetched in Git's way."""
     work, first, _ = filled(pair)
     pair.stop("b")
+    if copy == "wiped":
+        pair.disk("b").rename(pair.disk("b").with_name("elsewhere"))
     third = pair.commit(work, "third")
     pair.ok("push", "--quiet", pair.url("a"), "main", cwd=work)
     source = pair.devices["a"].process
     assert source is not None
     source.send_signal(signal.SIGSTOP)
+    scratch, log = pair.devices["b"].data_dir / "run", pair.devices["b"].data_dir.parent / "serve.log"
+    fetched = log.read_text().count("syncing from a")
     pair.start("b")
-    scratch = pair.devices["b"].data_dir / "run"
-    pair.wait(lambda: list(scratch.glob("scratch-*")), "b fetches")
+    if copy == "wiped":
+        pair.wait(lambda: list(scratch.glob("scratch-*")), "b fetches")
+    else:
+        pair.wait(lambda: log.read_text().count("syncing from a") > fetched, "b fetches")
     pair.stop("b", how=signal.SIGKILL)
     source.send_signal(signal.SIGCONT)
     (pair.disk("b") / "objects" / "pack" / "tmp_pack_half").write_bytes(b"PACK half of it")
