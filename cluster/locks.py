@@ -14,13 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 
 from psycopg.pq import TransactionStatus
 
-from cluster.db import Connection, Database, lock_label
+from cluster.db import Connection, Database, Link, lock_label
 from cluster.errors import ClientGone, DatabaseUnavailable, LockTimeout
 from cluster.measure import Measures
 from cluster.model import Snapshot
@@ -31,12 +31,15 @@ QUIET = 1.0
 """Seconds of waiting before the person is told: in an ordinary queue of pushes nobody waits that long."""
 
 SLICE, LATER = 1.0, 5.0
-"""Seconds until the first look whether the client that waits is still there, and between two more. Whoever looks leaves
-PostgreSQL's queue, and comes back to its end."""
+"""Seconds until the first look whether the client that waits is still there, and between two more."""
+
+LAST_WORDS = 5.0
+"""Seconds to call off a wait in PostgreSQL's queue."""
 
 
-IN_A_ROW = 4
-"""Writes of one device under one lock, while others may be waiting for it elsewhere."""
+IN_A_ROW, AT_MOST = 4, 1.0
+"""Writes of one device under one lock, and seconds after which none is added, while others may be waiting for it
+elsewhere: a push takes milliseconds, but a hook may take its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,17 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class _Handed:
-    """A lock on its way to the next one here. place: gives the connection, and so the lock, back. row: how many had
-    it before."""
+    """A lock on its way to the next one here. place: gives the connection, and so the lock, back. row: how many have
+    had it, the first of them since `since`."""
 
     place: ExitStack
     connection: Connection
-    row: int
+    since: float
+    row: int = 1
+
+    @property
+    def goes_on(self) -> bool:
+        return self.row < IN_A_ROW and time.monotonic() - self.since < AT_MOST
 
 
 @dataclass(eq=False, slots=True)
@@ -96,7 +104,7 @@ class Turns:
             if not queue:
                 del self._queues[repository_id]
             elif first:
-                if handed is not None and handed.row < IN_A_ROW:
+                if handed is not None and handed.goes_on:
                     queue[0].handed, handed = handed, None
                 queue[0].come.set()
         if handed is not None:
@@ -146,6 +154,7 @@ def write_lock(
     try:
         try:
             handed, seen = _got(turn, waiting, db, repository_id, lock_label(device, actor))
+            waiting.refuse_gone()
         except BaseException as error:
             measures.lock_waited(waiting.so_far, error)
             raise
@@ -169,10 +178,38 @@ def _got(
         connection = place.enter_context(db.dedicated())
         seen = db.try_write_lock(connection, repository_id, label)
         while seen is None:
-            seen = db.wait_write_lock(connection, repository_id, waiting.slice())
+            with _looking_around(waiting, connection):
+                seen = db.wait_write_lock(connection, repository_id, waiting.left)
             if seen is None:
                 waiting.go_on()
-        return _Handed(place.pop_all(), connection, 1), seen
+        return _Handed(place.pop_all(), connection, time.monotonic()), seen
+
+
+@contextmanager
+def _looking_around(waiting: _Waiting, connection: Link) -> Iterator[None]:
+    """While this thread keeps its place in PostgreSQL's queue, another one sees now and then whether that is worth it.
+    Where not, the wait is called off, and raises what was found."""
+    over, found = Event(), list[BaseException]()
+
+    def look() -> None:
+        while not over.wait(waiting.slice()):
+            try:
+                waiting.go_on()
+            except BaseException as error:
+                found.append(error)
+                connection.call_off(over, LAST_WORDS)
+                return
+
+    watcher = Thread(target=look, name="wait for a write lock", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        if found:
+            connection.close()  # what calls it off may come late, and meet whatever is asked next
+            raise found[0]
 
 
 def _taken_over(
@@ -186,7 +223,7 @@ def _taken_over(
         handed.place.close()
         raise
     turn.handed = None
-    return _Handed(handed.place, handed.connection, handed.row + 1), seen
+    return replace(handed, row=handed.row + 1), seen
 
 
 def _stands(connection: Connection) -> bool:
@@ -217,16 +254,21 @@ class _Waiting:
         """Seconds."""
         return time.monotonic() - self._begun
 
+    @property
+    def left(self) -> float:
+        """Seconds until it is given up; a little more than none, so that there is something to wait for."""
+        return max(0.01, self._begun + self._timeout - time.monotonic())
+
     def slice(self) -> float:
-        now = time.monotonic()
-        return min(
-            SLICE if now - self._begun < SLICE else LATER, max(0.01, self._begun + self._timeout - now)
-        )
+        return min(SLICE if self.so_far < SLICE else LATER, self.left)
+
+    def refuse_gone(self) -> None:
+        if self._gone():
+            raise ClientGone("the client hung up while it waited for the write lock")
 
     def go_on(self) -> None:
         """Called when a slice has passed in vain."""
-        if self._gone():
-            raise ClientGone("the client hung up while it waited for the write lock")
+        self.refuse_gone()
         if self._break_after is not None:
             self._db.break_write_lock(self._id, self._device, self._break_after)
         waited = time.monotonic() - self._begun

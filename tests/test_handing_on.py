@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 
 import pytest
 
 from cluster.db import Database
-from cluster.errors import LockTimeout
+from cluster.errors import ClientGone, LockTimeout
 from cluster.locks import IN_A_ROW, Turns, write_lock
 from cluster.versions import checksum_of
 from tests.ssh_fixture import until
@@ -36,6 +36,15 @@ def number(db: Database) -> int:
     )
 
 
+def queued(db: Database) -> int:
+    """How many wait in PostgreSQL's queue."""
+    (row,) = db._read(
+        """select count(*) as waiting from pg_locks where locktype = 'advisory' and not granted
+              and database = (select oid from pg_database where datname = current_database())"""
+    )
+    return int(row["waiting"])
+
+
 class Device:
     """Who waits on it, one behind the other."""
 
@@ -44,10 +53,17 @@ class Device:
         self.turns = Turns()
         self.order: list[tuple[str, int]] = []
 
-    def write(self, actor: str, *, go: Event | None = None, entered: Event | None = None) -> int:
+    def write(
+        self,
+        actor: str,
+        *,
+        go: Event | None = None,
+        entered: Event | None = None,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Hold the lock until `go`; the PostgreSQL session that held it."""
         with write_lock(
-            self.turns, self._db, self._number, device=self.name, actor=actor, timeout=60.0
+            self.turns, self._db, self._number, device=self.name, actor=actor, timeout=60.0, gone=gone
         ) as held:
             holder = self._db.write_lock_holder(self._number)
             assert holder is not None and (holder.actor, holder.device) == (actor, self.name)
@@ -70,7 +86,7 @@ def test_it_goes_to_the_same_device_four_times_then_to_who_waits_elsewhere(db: D
         writes = [pool.submit(a.write, "first", go=go, entered=entered)]
         assert entered.wait(30)
         writes.append(pool.submit(b.write, "elsewhere"))
-        until(lambda: b.waiting() == 1 and db.usage()["locks"].taken == 2, "b waits in the database")
+        until(lambda: queued(db) == 1, "b waits in the database")
         for each in range(6):
             writes.append(pool.submit(a.write, f"more{each}"))
             until(lambda each=each: a.waiting() == each + 2, "it waits")  # type: ignore[misc]
@@ -81,6 +97,27 @@ def test_it_goes_to_the_same_device_four_times_then_to_who_waits_elsewhere(db: D
     assert len({session for _, session in a.order[:IN_A_ROW]}) == 1
     until(lambda: db.write_lock_holder(number) is None, "the lock is free")
     assert db.usage()["locks"].taken == 0
+
+
+def test_after_a_write_that_took_long_it_goes_to_who_waits_elsewhere(
+    db: Database, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four pushes with slow hooks could take longer than others wait."""
+    monkeypatch.setattr("cluster.locks.AT_MOST", 0.0)
+    a, b = Device("a", db, number), Device("b", db, number)
+    b.order = a.order
+    go, entered = Event(), Event()
+    with ThreadPoolExecutor(3) as pool:
+        writes = [pool.submit(a.write, "first", go=go, entered=entered)]
+        assert entered.wait(30)
+        writes.append(pool.submit(b.write, "elsewhere"))
+        until(lambda: queued(db) == 1, "b waits in the database")
+        writes.append(pool.submit(a.write, "second"))
+        until(lambda: a.waiting() == 2, "it waits")
+        go.set()
+        for write in writes:
+            write.result(60)
+    assert [device for device, _ in a.order] == ["a", "b", "a"]
 
 
 def test_a_lock_that_was_lost_is_taken_anew_by_the_next_one(db: Database, number: int) -> None:
@@ -94,6 +131,81 @@ def test_a_lock_that_was_lost_is_taken_anew_by_the_next_one(db: Database, number
         assert db.end_session(a.order[0][1])
         go.set()
         assert first.result(60) != second.result(60)
+    until(lambda: db.write_lock_holder(number) is None, "the lock is free")
+
+
+class Client:
+    """Somebody who waits: how often it was looked whether they are still there."""
+
+    def __init__(self) -> None:
+        self.looks, self.left = 0, False
+
+    def gone(self) -> bool:
+        self.looks += 1
+        return self.left
+
+
+def test_who_looks_around_keeps_their_place(
+    db: Database, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited for longer than a second used to go back to the end of the queue, again and again."""
+    monkeypatch.setattr("cluster.locks.SLICE", 0.02)
+    monkeypatch.setattr("cluster.locks.LATER", 0.02)
+    a, b, c = (Device(name, db, number) for name in "abc")
+    b.order = c.order = a.order
+    go, entered, early = Event(), Event(), Client()
+    with ThreadPoolExecutor(3) as pool:
+        writes = [pool.submit(a.write, "first", go=go, entered=entered)]
+        assert entered.wait(30)
+        writes.append(pool.submit(b.write, "early", gone=early.gone))
+        until(lambda: early.looks > 3, "b looks around")
+        writes.append(pool.submit(c.write, "late"))
+        until(lambda: queued(db) == 2, "c waits, too")
+        looks = early.looks
+        until(lambda: early.looks > looks + 3, "b looks around")
+        go.set()
+        for write in writes:
+            write.result(60)
+    assert [device for device, _ in a.order] == ["a", "b", "c"]
+
+
+def test_who_hangs_up_leaves_the_queue(db: Database, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.locks.SLICE", 0.02)
+    a, b, c = (Device(name, db, number) for name in "abc")
+    c.order = a.order
+    go, entered, early = Event(), Event(), Client()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(a.write, "first", go=go, entered=entered)
+        assert entered.wait(30)
+        early.left = True
+        with pytest.raises(ClientGone):
+            pool.submit(b.write, "early", gone=early.gone).result(60)
+        assert db.usage()["locks"].taken == 1
+        late = pool.submit(c.write, "late")
+        until(lambda: queued(db) == 1, "c waits")
+        go.set()
+        first.result(60)
+        late.result(60)
+    assert [device for device, _ in a.order] == ["a", "c"]
+    until(lambda: db.write_lock_holder(number) is None, "the lock is free")
+
+
+def test_who_hung_up_before_their_turn_does_not_write(db: Database, number: int) -> None:
+    """Whether that was noticed while they waited, or not."""
+    a, early = Device("a", db, number), Client()
+    go, entered = Event(), Event()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(a.write, "first", go=go, entered=entered)
+        assert entered.wait(30)
+        left = pool.submit(a.write, "left", gone=early.gone)
+        until(lambda: a.waiting() == 2, "it waits")
+        last = pool.submit(a.write, "last")
+        until(lambda: a.waiting() == 3, "it waits")
+        early.left = True
+        go.set()
+        with pytest.raises(ClientGone):
+            left.result(60)
+        assert first.result(60) == last.result(60), "the lock went on to who is still there"
     until(lambda: db.write_lock_holder(number) is None, "the lock is free")
 
 

@@ -70,7 +70,7 @@ def test_a_large_push_is_kept_as_the_pack_that_it_came_in(devices: Cluster) -> N
         app.git(f"--git-dir={app.disk(device)}", "fsck", "--strict", "--connectivity-only")
 
 
-@pytest.mark.parametrize("shape", ["branch", "delete", "force", "tag", "many"])
+@pytest.mark.parametrize("shape", ["branch", "delete", "force", "tag", "blob", "tree", "many"])
 def test_every_kind_of_push_reaches_the_others(app: Project, shape: str) -> None:
     first = app.commit("first")
     app.commit("second")
@@ -89,6 +89,11 @@ def test_every_kind_of_push_reaches_the_others(app: Project, shape: str) -> None
     elif shape == "tag":
         app.git("tag", "-a", "-m", "a release", "v1")
         app.pushed("a", "v1")
+    elif shape in ("blob", "tree"):
+        (app.work / "alone").write_text("a file that no commit has")
+        blob = app.git("hash-object", "-w", "alone")
+        tree = app.git("mktree")
+        app.pushed("a", f"{blob if shape == 'blob' else tree}:refs/tags/{shape}")
     else:
         tree = app.git("rev-parse", "HEAD^{tree}")
         tips = [app.git("commit-tree", "-p", first, "-m", str(number), tree) for number in range(150)]

@@ -17,6 +17,7 @@ from cluster.db.feed import Change, Feed
 from cluster.db.glance import Count, Glances, Group, Happened, Lag, Piece
 from cluster.db.groups import Groups
 from cluster.db.history import History
+from cluster.db.link import Link
 from cluster.db.log import Log
 from cluster.db.measurements import Measurements, Minute
 from cluster.db.overview import STATES, Backlog, Behind, Overview, Presence, Stuck
@@ -71,6 +72,7 @@ __all__ = [
     "Held",
     "Lag",
     "Lease",
+    "Link",
     "Listed",
     "LockHolder",
     "Minute",

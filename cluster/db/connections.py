@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from cluster.db.link import reason, share_sessions
+from cluster.db.link import Link, reason, share_sessions
 from cluster.db.pool import Dialer, Pool, Usage
 from cluster.db.rows import Row
 from cluster.db.schema import (
@@ -187,7 +187,7 @@ class Connections:
             yield link
 
     @contextmanager
-    def dedicated(self) -> Iterator[Connection]:
+    def dedicated(self) -> Iterator[Link]:
         """A connection for an advisory lock. Whatever it holds is released when it goes back, or is closed: PostgreSQL
         has been told so then, and its answer is not waited for."""
         with translated():

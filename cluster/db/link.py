@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from threading import Event
 from typing import Any, LiteralString, Self
 
 import psycopg
@@ -109,6 +110,14 @@ class Link(Connection):
             if self.pgconn.status != psycopg.pq.ConnStatus.OK:
                 return False
         return self.takes_writes
+
+    def call_off(self, over: Event, seconds: float) -> None:
+        """From another thread: have a statement end that waits, with an error. over: set once it has; where the server
+        does not see to that in so many seconds, the connection is cut."""
+        with suppress(psycopg.Error, OSError):
+            self.cancel_safe(timeout=seconds)
+        if not over.wait(seconds):
+            self.cut()
 
     def cut(self) -> None:
         """End it at the socket, from any thread: whoever waits for an answer gets an error."""

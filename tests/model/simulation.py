@@ -19,7 +19,7 @@ from typing import Any
 import simpy
 
 from cluster.faults import Step
-from cluster.locks import IN_A_ROW, LATER, SLICE
+from cluster.locks import IN_A_ROW
 from cluster.measure import ReadStep
 from tests.model.constants import CONNECT, Constants, Cost, Work
 from tests.model.parts import QUANTUM, Cores, Lock, Outcome, Process, Repository, Setting
@@ -258,20 +258,13 @@ class World:
             return Lock(request, granted)
         yield from self.trip(setting.rtt_database, 0.5)
         yield from self.ask(constants.wait_before - 1)
-        patience = SLICE
-        while True:
-            yield from self.trip(setting.rtt_database, 0.5)
-            request = place.request()
-            yield request | self.env.timeout(patience)
-            if request.triggered:
-                granted = self.env.now
-                yield from self.trip(setting.rtt_database, 0.5)
-                yield from self.ask(constants.wait_after)
-                return Lock(request, granted)
-            request.cancel()
-            patience = LATER
-            yield from self.trip(setting.rtt_database, 0.5)
-            yield from self.ask(constants.wait_before + constants.wait_after + 1)
+        yield from self.trip(setting.rtt_database, 0.5)
+        request = place.request()
+        yield request
+        granted = self.env.now
+        yield from self.trip(setting.rtt_database, 0.5)
+        yield from self.ask(constants.wait_after)
+        return Lock(request, granted)
 
     def _held(
         self, repository: Repository, device: int, costs: Costs, work: Work, keepers: list[int]
