@@ -345,20 +345,21 @@ def test_a_port_in_use_and_keys_that_cannot_be_used(place: Place) -> None:
 @pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux alone has it")
 def test_what_comes_during_a_handshake_is_acknowledged_at_once() -> None:
     """OpenSSH's client, or its kernel, keeps a message back until then: 40 ms for each connection."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.create_connection(server.getsockname()) as client,
-    ):
-        accepted, _ = server.accept()
-        with accepted:
+
+    def unacknowledged(sock: socket.socket) -> bool:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        return bool(struct.unpack_from("I", info, 24)[0])
+
+    put_off = 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0] as accepted:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             stream = cluster.wire._Stream(accepted)
             for _ in range(50):  # question and answer: from the second on the kernel waits for the answer
                 client.sendall(b"x" * 16)
                 assert stream.recv(16) == b"x" * 16
-                (unacknowledged,) = struct.unpack_from(
-                    "I", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24
-                )
-                assert unacknowledged == 0
+                put_off += unacknowledged(client)
+                until(lambda: not unacknowledged(client), "the kernel's patience is at its end")
                 stream.send(b"y" * 16)
                 assert client.recv(16) == b"y" * 16
+    assert put_off < 25, "a busy machine may be late now and then; put off, nearly all of them are"
