@@ -205,7 +205,7 @@ def refuse_frozen_by_hand(snapshot: Snapshot) -> None:
 
 
 class Write:
-    """One write of one repository on this device, holding the write lock: from "clear" to "mark"."""
+    """One write of one repository on this device, from "clear" to "mark". "commit" lets go of the write lock."""
 
     def __init__(
         self, node: Node, repository: Repository, request: Request, held: Held, lock: ReplicaLock

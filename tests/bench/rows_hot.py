@@ -27,7 +27,7 @@ ROUNDS = 7
 
 WAIT, HOLD = "git_cluster_write_lock_wait_seconds", "git_cluster_write_lock_hold_seconds"
 
-HELD = ("clear", "settle", "intend", "apply", "commit", "mark")
+HELD = ("clear", "settle", "intend", "apply", "commit")
 """The steps in which the write lock is held."""
 
 
