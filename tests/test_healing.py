@@ -110,6 +110,7 @@ def test_the_only_holder_of_the_newest_version_is_not_fenced(make_cluster: Make)
     assert refused.code != 0
     assert cluster.snapshot().intent_owner is not None, "its version would be lost: it is waited for"
     cluster.start("a")
+    cluster.wait(lambda: cluster.snapshot().intent_owner is None, "a resolves it: its push has happened")
     cluster.ok("push", "-q", cluster.url("b"), "main", "main:refs/heads/next", cwd=work)
     cluster.converge()
 

@@ -424,12 +424,10 @@ def test_wrong_tokens_are_slowed_by_address_and_right_ones_are_not(edge: Edge, a
             other = await ask(right, "192.0.2.5")
             same = await ask(right, "192.0.2.66")
             assert other[0] == same[0] == 200
-            waiting = sum(not task.done() for task in wrong)
-            assert waiting <= MOST_WAITING_THERE
             return [(await task)[0] for task in wrong], other[1], same[1]
 
     statuses, other, same = asyncio.run(flood())
-    assert statuses.count(429) >= 60 - MOST_WAITING_THERE - 6
+    assert statuses.count(429) >= 60 - MOST_WAITING_THERE - 6, "all but those that may wait are told at once"
     assert set(statuses) == {401, 429}
     assert len(re.findall("192.0.2.66: more than 5 failed logins", edge.log("a"))) >= 1
     print(f"others {other:.3f} s, a right token from there {same:.3f} s")
