@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from tests.bench.table import Row
 
-LABELS, PLOT, VALUES, STEP, TOP, BOTTOM = 400, 480, 100, 26, 44, 30
+LABELS, PLOT, VALUES, STEP, TOP, BOTTOM = 530, 480, 100, 26, 44, 30
 """Pixels: widths of the three columns, the height of a row, what stands above and below them."""
 
 TICKS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
