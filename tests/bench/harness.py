@@ -80,7 +80,6 @@ class Bench:
         ours: Run,
         theirs: Run,
         *,
-        rounds: int | None = None,
         before: Run = lambda: None,
         caches: str = "warm",
         servers: tuple[Servers, Servers] | None = None,
@@ -89,14 +88,13 @@ class Bench:
         """Run both sides in turn and note the ratio, pair by pair; the first round does not count.
 
         `before` prepares each pair and is not timed. A run may return the seconds that count. A round in which a side
-        fails counts as a failure, not as a time. rounds: where fewer than the others' are enough.
+        fails counts as a failure, not as a time.
         servers: whose CPU time is counted, where that is not ours and plain sshd's. notes: what else is to
         be said of the row, asked at the end.
         """
-        count = min(rounds or self.rounds, self.rounds)
         first, second = servers or (self.ours, self.theirs)
         sides, failures = (_Side(ours, first), _Side(theirs, second)), 0
-        for number in range(count + 1):
+        for number in range(self.rounds + 1):
             before()
             turns = [side.turn() for side in sides]
             failed = sum(bad for *_, bad in turns)

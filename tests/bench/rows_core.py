@@ -108,7 +108,6 @@ def clone(bench: Bench) -> None:
         cold("ours", bench.cluster.disk("a", "clone"), cloning(bench, ours)),
         cold("theirs", bench.plain.path("clone"), cloning(bench, theirs)),
         caches="cold",
-        rounds=5,
         notes=notes,
     )
 

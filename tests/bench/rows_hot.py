@@ -22,9 +22,6 @@ DEVICES = "abc"
 TURNS = 2
 """Pushes of each client in one round of one side."""
 
-ROUNDS = 7
-"""Each is of many pushes already."""
-
 WAIT, HOLD = "git_cluster_write_lock_wait_seconds", "git_cluster_write_lock_hold_seconds"
 
 HELD = ("clear", "settle", "intend", "apply", "commit")
@@ -80,7 +77,6 @@ def _hot(bench: Bench, cluster: Cluster, clients: int, copies: int) -> None:
         lambda: push_all([cluster.url(device, name) for device in DEVICES], rounds[0]),
         lambda: push_all([plain], rounds[1]),
         before=lambda: _commits(work, clients),
-        rounds=ROUNDS,
         servers=(bench.servers_of(cluster), bench.theirs),
         notes=notes,
     )

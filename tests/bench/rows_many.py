@@ -78,7 +78,6 @@ def _all_at_once(bench: Bench, crowd: Crowd) -> None:
         lambda: all_of(crowd.ours),
         lambda: all_of(crowd.theirs),
         before=crowd.prepare,
-        rounds=4,
         servers=(crowd.ours.servers, crowd.theirs.servers),
         notes=notes,
     )
@@ -112,7 +111,6 @@ def _while_others_clone(bench: Bench, crowd: Crowd) -> None:
             lambda around=around: fetch(crowd.ours, around),  # type: ignore[misc]
             lambda around=around: fetch(crowd.theirs, around),  # type: ignore[misc]
             before=lambda: crowd.prepare(1),
-            rounds=7,
             servers=(crowd.ours.servers, crowd.theirs.servers),
             notes=said,
         )
