@@ -16,6 +16,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from dulwich.protocol import pkt_line
 
@@ -71,7 +72,7 @@ def pull(
         first = next(pieces, b"")
         if first:
             try:
-                packs.stored(node.store.path(repository.id), _with(first, pieces), objects)
+                packs.stored(node.store.path(repository.id), chain([first], pieces), objects)
             except DiskFailed:
                 raise
             except GitFailed as error:
@@ -81,11 +82,6 @@ def pull(
         if code or not first:
             _log.info("%s has no pack of %s: %s", source.name, repository.name, remote.stderr.strip())
         return code == 0 and bool(first)
-
-
-def _with(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
 
 
 def _received(remote: Remote, tell: Callable[[str], None]) -> Iterator[bytes]:
