@@ -9,7 +9,7 @@ from threading import Event, Lock
 
 import pytest
 
-from cluster.db import Database
+from cluster.db import Database, lock_label
 from cluster.errors import ClientGone, LockTimeout
 from cluster.locks import IN_A_ROW, Turns, write_lock
 from cluster.versions import checksum_of
@@ -232,5 +232,22 @@ def test_who_gives_up_keeps_nobody_from_it(db: Database, number: int) -> None:
             done.result(120)
     assert got and late and got + late == 400
     assert not turns._queues
+    until(lambda: db.write_lock_holder(number) is None, "the lock is free")
+    assert db.usage()["locks"].taken == 0
+
+
+def test_it_is_given_back_without_an_answer_being_waited_for(db: Database, number: int) -> None:
+    for turn in range(20):
+        with db.dedicated() as connection:
+            seen = db.try_write_lock(connection, number, lock_label("a", f"user{turn}"))
+            assert seen is not None and seen.repository.id == number
+            holder = db.write_lock_holder(number)
+            assert holder is not None and holder.actor == f"user{turn}"
+    with db.dedicated() as first:  # the one that was given back is taken again, its answer and all
+        assert first.execute("select 1 as one").fetchone() == {"one": 1}
+        with db.dedicated() as second:
+            assert db.try_write_lock(first, number, lock_label("a", "anna")) is not None
+            assert db.try_write_lock(second, number, lock_label("b", "bob")) is None
+            assert db.wait_write_lock(second, number, 0.2) is None
     until(lambda: db.write_lock_holder(number) is None, "the lock is free")
     assert db.usage()["locks"].taken == 0

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.db import Database, lock_label
-from cluster.versions import checksum_of
 from tests.cluster_fixture import Cluster, Project
 from tests.counting import Programs, Relay, Trip
 from tests.http_fixture import HttpCluster
 from tests.openssh_fixture import OpenSSHCluster
 from tests.postgres_fixture import OwnPostgres
-from tests.ssh_fixture import until
 
 LOGIN, LOOK, LOOK_AGAIN = "whose key", "may they, and what is newest", "what is newest"
 LOCK, INTEND, COMMIT, UNLOCK = "lock, and what is newest", "intend", "commit", "unlock"
@@ -189,31 +186,3 @@ def test_a_push_with_a_second_copy_looks_once_more_before_it_waits_for_its_turn(
     app.pushed("a", "main")
     asked = counted.asked(up_to=COMMIT)
     assert asked[-5:] == [LOOK, LOOK_AGAIN, LOCK, INTEND, COMMIT]
-
-
-def test_the_lock_is_handed_on_without_an_answer_being_waited_for(database_url: str) -> None:
-    with Database(database_url).open(any_schema=True) as db:
-        db.init("test")
-        number = db.create_repository(
-            "app",
-            checksum=checksum_of({"HEAD": "ref: refs/heads/main"}),
-            head="ref: refs/heads/main",
-            object_format="sha1",
-            min_copies=1,
-            devices=[],
-            actor="test",
-        )
-        for turn in range(20):
-            with db.dedicated() as connection:
-                seen = db.try_write_lock(connection, number, lock_label("a", f"user{turn}"))
-                assert seen is not None and seen.repository.id == number
-                holder = db.write_lock_holder(number)
-                assert holder is not None and holder.actor == f"user{turn}"
-        with db.dedicated() as first:  # the one that was given back is taken again, its answer and all
-            assert first.execute("select 1 as one").fetchone() == {"one": 1}
-            with db.dedicated() as second:
-                assert db.try_write_lock(first, number, lock_label("a", "anna")) is not None
-                assert db.try_write_lock(second, number, lock_label("b", "bob")) is None
-                assert db.wait_write_lock(second, number, 0.2) is None
-        until(lambda: db.write_lock_holder(number) is None, "the lock is free")
-        assert db.usage()["locks"].taken == 0
