@@ -4,7 +4,7 @@
     sshd ──command──▶ git-cluster-hook serve ──request, descriptors 0 1 2──▶ daemon ──▶ the same session as built-in
                                              ◀──────────exit code──────────
 
-The hooks (sshd_hooks/git-cluster-hook) reach the daemon by a Unix socket in a folder that only its user may enter. So
+The hooks (sshd_hooks/git-cluster-hook.*) reach the daemon by a Unix socket in a folder that only its user may enter. So
 whoever is connected is the hook, run by sshd as that user, and what it says of who asks was written by `authorize`
 below: that key was proven to sshd a moment ago. It is checked again in the database at every request, as always.
 

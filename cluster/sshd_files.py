@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import pwd
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +16,13 @@ from cluster.config import Config
 from cluster.errors import ConfigError
 
 HOOK = "git-cluster-hook"
-KEYS = "git-cluster-keys"
-"""What `HOOK keys` does, by a program that starts faster, where there is one to run it."""
+"""The program; in Perl, which starts faster, or in Python where that cannot be."""
 
 PERL = "/usr/bin/perl"
-"""As the first line of KEYS has it."""
+"""As the first line of the hook in Perl has it."""
+
+SENDMSG = {"x86_64": 46, "aarch64": 211, "riscv64": 211}
+"""The number that Linux has for sendmsg(2), by which a process hands over descriptors; by kind of processor."""
 
 CONFIGS = ("sshd_config", "match_git.conf")
 MOST_SHEBANG = 127
@@ -53,7 +57,6 @@ def install(
     directory = directory.absolute()
     user = user or _owner(config.device.data_dir)
     key = host_key or (config.ssh.host_key if config.ssh else None)
-    program, *arguments = _program()
     hook = directory / HOOK
     values = {
         "@USER@": user,
@@ -71,21 +74,10 @@ def install(
             f"{bad!r} has a space, a quote or a '%' in it, which sshd_config cannot hold here",
             hint="choose paths without them",
         )
-    values["@KEYS@"] = str(directory / KEYS) if os.access(PERL, os.X_OK) else f"{hook} keys"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         run = str((config.device.data_dir / "run").absolute())
-        baked = {
-            "PROGRAM": program,
-            "ARGUMENTS": tuple(arguments),
-            "CONFIG": str(config.path),
-            "RUN": run,
-        }
-        text = (folder() / HOOK).read_text()
-        text = _baked(text, {name: f"{name} = {value!r}" for name, value in baked.items()})
-        _write(hook, _first_line() + text.partition("\n")[2], 0o755)
-        ours = {"my $HOOK": f"my $HOOK = {_perl(str(hook))};", "my $RUN": f"my $RUN = {_perl(run)};"}
-        _write(directory / KEYS, _baked((folder() / KEYS).read_text(), ours), 0o755)
+        _write(hook, in_perl(config.path, run) if perl_serves() else in_python(config.path, run), 0o755)
         written = []
         for name in CONFIGS:
             text = (folder() / name).read_text()
@@ -105,6 +97,37 @@ def sshd_program() -> str:
     """Where sshd is; where it usually is, if this user's PATH does not say."""
     path = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
     return shutil.which("sshd", path=path) or "/usr/sbin/sshd"
+
+
+def perl_serves() -> bool:
+    """Whether the hook can be the one in Perl here: it has to lay out structures of the kernel by itself."""
+    if platform.machine() not in SENDMSG:
+        return False
+    ask = [PERL, "-e", "print length pack 'P', 'x'"]
+    try:
+        done = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout == b"8"
+
+
+def in_perl(config: Path, run: str) -> str:
+    """The text of the hook for a configuration and the run directory of its device, where `perl_serves`."""
+    values = {
+        "@PROGRAM": f"({', '.join(map(_perl, _program()))})",
+        "$CONFIG": _perl(str(config)),
+        "$RUN": _perl(run),
+        "$SENDMSG": str(SENDMSG[platform.machine()]),
+    }
+    lines = {f"my {name}": f"my {name} = {value};" for name, value in values.items()}
+    return _baked((folder() / f"{HOOK}.pl").read_text(), lines)
+
+
+def in_python(config: Path, run: str) -> str:
+    """The same, for everywhere. ConfigError."""
+    values = {"PROGRAM": tuple(_program()), "CONFIG": str(config), "RUN": run}
+    lines = {name: f"{name} = {value!r}" for name, value in values.items()}
+    return _first_line() + _baked((folder() / f"{HOOK}.py").read_text(), lines).partition("\n")[2]
 
 
 def _baked(text: str, lines: Mapping[str, str]) -> str:

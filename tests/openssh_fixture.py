@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.loopback import READY, LoopbackDevice, free_port
 from cluster.openssh import SOCKET
-from cluster.sshd_files import PERL, sshd_program
+from cluster.sshd_files import HOOK, PERL, in_python, perl_serves, sshd_program
 from tests.cluster_fixture import Cluster
 
 
@@ -25,6 +25,7 @@ class OpenSSHCluster(Cluster):
     """Each device has an sshd in front, from `start` to `stop`; `stop_daemon` leaves it without what is behind.
 
     without_daemon: devices whose daemon ends once they are set up; whatever is asked of them, a hook does by itself.
+    language: "Perl", if there is one that serves, or "Python": what the hooks are written in.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class OpenSSHCluster(Cluster):
         sections: Mapping[str, Mapping[str, str | int]] | None = None,
         *,
         without_daemon: str = "",
+        language: str = "Perl",
     ) -> None:
         super().__init__(directory, database, writes, sections)
-        self.without_daemon = without_daemon
+        self.without_daemon, self.language = without_daemon, language
         self._sshds: dict[str, subprocess.Popen[bytes]] = {}
         # sshd runs no program that others might have written: not from below /tmp, for example.
         root = next((path for path in (Path(__file__).parent.parent, Path("/run")) if _is_safe(path)), None)
@@ -55,6 +57,7 @@ class OpenSSHCluster(Cluster):
 
     def start(self, name: str, *, fault: str = "") -> None:
         if name not in self._sshds:
+            self._install(self.devices[name])
             self._start_sshd(self.devices[name])
         super().start(name, fault=fault)
         if name in self.without_daemon:
@@ -102,7 +105,7 @@ class OpenSSHCluster(Cluster):
         """What was done without a daemon; only where this machine has no syslog."""
         return (self.devices[name].data_dir / "run" / "hooks.log").read_text()
 
-    def _start_sshd(self, device: LoopbackDevice) -> None:
+    def _install(self, device: LoopbackDevice) -> None:
         device.data_dir.mkdir(exist_ok=True)
         folder = self.hooks / device.name
         arguments = ["--port", str(device.port), "--user", device.user]
@@ -111,19 +114,23 @@ class OpenSSHCluster(Cluster):
             config=device.config,
         )  # fmt: skip
         assert done.code == 0, done.text
+        if self.language == "Python":
+            (folder / HOOK).write_text(in_python(device.config, str(device.data_dir / "run")))
         config = folder / "sshd_config"
         text = config.read_text().replace(f"Port {device.port}", f"ListenAddress {device.host}:{device.port}")
         # The shell that runs the forced command would read the .bashrc of whoever runs these tests.
-        text = text.replace("UsePAM yes", f"UsePAM no\nSetEnv HOME={device.directory}")
+        text = text.replace("SetEnv ", f"SetEnv HOME={device.directory} ").replace("UsePAM yes", "UsePAM no")
         if os.geteuid() != 0:
-            run = PERL if os.access(PERL, os.X_OK) else f"{_interpreter()} -IS"
+            run = PERL if self.language == "Perl" and perl_serves() else f"{_interpreter()} -IS"
             text = text.replace("AuthorizedKeysCommand /", f"AuthorizedKeysCommand {run} /")
         config.write_text(text)
+
+    def _start_sshd(self, device: LoopbackDevice) -> None:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
         with (device.directory / "sshd.log").open("ab") as log:
             self._sshds[device.name] = subprocess.Popen(
-                [sshd_program(), "-D", "-e", "-f", str(config)],
+                [sshd_program(), "-D", "-e", "-f", str(self.hooks / device.name / "sshd_config")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

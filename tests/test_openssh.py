@@ -13,7 +13,8 @@ import pytest
 from dulwich.protocol import Protocol
 
 from cluster.keyfiles import write_keypair
-from cluster.sshd_files import PERL
+from cluster.openssh import fingerprint_of
+from cluster.sshd_files import in_perl, in_python, perl_serves
 from tests.cluster_fixture import Cluster, Done, RawPush
 from tests.openssh_fixture import OpenSSHCluster
 
@@ -22,9 +23,10 @@ MEGABYTES = 8
 
 
 @pytest.fixture
-def behind(database_url: str, tmp_path: Path) -> Iterator[OpenSSHCluster]:
+def behind(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OpenSSHCluster]:
     """Devices a and b behind sshds, their daemons up; team/app with one commit that is large."""
-    cluster = OpenSSHCluster(tmp_path / "cluster", database_url, {})
+    language = getattr(request, "param", "Perl")
+    cluster = OpenSSHCluster(tmp_path / "cluster", database_url, {}, language=language)
     try:
         cluster.set_up(["a", "b"])
         cluster.start("a")
@@ -38,6 +40,10 @@ def behind(database_url: str, tmp_path: Path) -> Iterator[OpenSSHCluster]:
         yield cluster
     finally:
         cluster.close()
+
+
+IN_BOTH = pytest.mark.parametrize("behind", ["Perl", "Python"], indirect=True)
+"""A test of what the hook does itself, in either language."""
 
 
 def ssh(cluster: Cluster, device: str, command: str, *options: str, key: Path | None = None) -> Done:
@@ -97,6 +103,7 @@ def hooks(cluster: OpenSSHCluster, device: str) -> list[int]:
 # --------------------------------------------------------------------------------------------- who may come in
 
 
+@IN_BOTH
 def test_nobody_gets_more_than_git(behind: OpenSSHCluster) -> None:
     """A greeting, and words for whatever is no request; neither a terminal, nor forwarding, nor sftp."""
     greeting = ssh(behind, "a", "")
@@ -178,6 +185,7 @@ def kill_daemon(cluster: OpenSSHCluster, clone: StalledClone) -> None:
     cluster.stop_daemon("a", how=signal.SIGKILL)
 
 
+@IN_BOTH
 @pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "no-daemon"])
 @pytest.mark.parametrize("kill", [kill_client, kill_hook, kill_sshd, kill_daemon])
 def test_no_git_outlives_whoever_ends_in_the_middle_of_a_clone(
@@ -206,6 +214,7 @@ def kill_alone(cluster: OpenSSHCluster, clone: StalledClone) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@IN_BOTH
 def test_g4_a_push_whose_hook_is_killed_leaves_nothing(behind: OpenSSHCluster) -> None:
     push = RawPush(behind, "a")
     push.propose(("0" * 40, push.refs["refs/heads/main"], "refs/heads/other"))
@@ -217,6 +226,7 @@ def test_g4_a_push_whose_hook_is_killed_leaves_nothing(behind: OpenSSHCluster) -
     assert "refs/heads/other" not in behind.refs("a")
 
 
+@IN_BOTH
 def test_a_daemon_that_is_stopped_is_not_waited_for_for_ever(behind: OpenSSHCluster) -> None:
     process = behind.devices["a"].process
     assert process
@@ -281,6 +291,7 @@ def test_a_certificate_is_enough_without_a_daemon(behind: OpenSSHCluster) -> Non
     assert done.stdout.startswith(b"user:    demo\nproof:   certificate for key SHA256:"), done
 
 
+@IN_BOTH
 def test_who_comes_while_the_database_is_away_too_is_told_so(
     behind: OpenSSHCluster, database_url: str
 ) -> None:
@@ -303,25 +314,57 @@ def test_who_comes_while_the_database_is_away_too_is_told_so(
 
 
 @pytest.mark.parametrize("daemon", [True, False])
-def test_both_programs_that_sshd_may_ask_say_the_same(behind: OpenSSHCluster, *, daemon: bool) -> None:
-    """The one in Perl is there because it starts faster; without a daemon it becomes the other one."""
+def test_the_hook_says_the_same_in_both_languages(
+    behind: OpenSSHCluster, tmp_path: Path, *, daemon: bool
+) -> None:
+    """The one in Perl is there because it starts faster."""
+    assert perl_serves()
     if not daemon:
         behind.stop_daemon("a")
-    folder = behind.hooks / "a"
+    device = behind.devices["a"]
+    hook = tmp_path / "git-cluster-hook"
+    key = behind.identity.with_suffix(".pub").read_text().split()[:2]
     asked = {
-        "a user's": behind.identity.with_suffix(".pub").read_text().split()[:2],
-        "nobody's": (behind.devices["a"].directory / "host_ed25519.pub").read_text().split()[:2],
-        "none": ["ssh-ed25519", "it's \\ none"],
-        "too little": ["ssh-ed25519"],
+        "a user's key": ["keys", *key],
+        "nobody's": ["keys", *(device.directory / "host_ed25519.pub").read_text().split()[:2]],
+        "no key": ["keys", "ssh-ed25519", "it's \\ none"],
+        "too little": ["keys", "ssh-ed25519"],
+        "a command": ["serve", "unknown", fingerprint_of(key[1])],
+        "of a stranger": ["serve", "unknown", "SHA256:x"],
+        "of nobody": ["serve"],
+        "nothing": [],
+        "something else": ["shell"],
     }
-    for what, key in asked.items():
-        said = [
-            subprocess.run([*program, *key], capture_output=True, text=True, cwd="/", check=False)
-            for program in ([folder / "git-cluster-keys"], [folder / "git-cluster-hook", "keys"])
-        ]
-        assert said[0].stdout == said[1].stdout, what
-        assert said[0].returncode == said[1].returncode, what
-        assert ("git-cluster-hook serve user" in said[0].stdout) == (what == "a user's"), what
+    for what, words in asked.items():
+        said = []
+        for text in (in_perl, in_python):
+            hook.write_text(text(device.config, str(device.data_dir / "run")))
+            hook.chmod(0o755)
+            done = subprocess.run(
+                [hook, *words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                cwd="/",
+                env={**os.environ, "SSH_ORIGINAL_COMMAND": "git-upload-pack 'no/sü\udcff'"},
+            )
+            said.append((done.returncode, done.stdout, done.stderr))
+        assert said[0] == said[1], what
+        assert ("git-cluster-hook serve user" in said[0][1]) == (what == "a user's key"), what
+        assert ("is not a repository name" in said[0][2]) == (what == "a command"), what
+
+
+def test_a_language_that_this_machine_does_not_know_is_no_matter(behind: OpenSSHCluster) -> None:
+    """Where sshd is told to accept the client's, Perl would complain of it, in the middle of a push."""
+    config = behind.hooks / "a" / "sshd_config"
+    config.write_text(
+        config.read_text().replace("AcceptEnv GIT_PROTOCOL", "AcceptEnv GIT_PROTOCOL LANG LC_*")
+    )
+    behind.kill_sshd("a")
+    behind.start_sshd("a")
+    done = ssh(behind, "a", "whoami", "-o", "SetEnv=LC_ALL=tlh_KX.UTF-8")
+    assert done.out.startswith("user:    demo")
+    assert done.err == ""
 
 
 # -------------------------------------------------------------------------------------------------- installing
@@ -336,13 +379,11 @@ def test_install_says_what_it_wrote_and_what_sshd_will_not_take(
     assert "warning: sshd runs nothing below" in done.err
     assert sorted(path.name for path in (tmp_path / "h").iterdir()) == [
         "git-cluster-hook",
-        "git-cluster-keys",
         "match_git.conf",
         "sshd_config",
     ]
     assert os.access(tmp_path / "h" / "git-cluster-hook", os.X_OK)
     assert "@" not in (tmp_path / "h" / "sshd_config").read_text()
-    assert os.access(tmp_path / "h" / "git-cluster-keys", os.X_OK) == os.access(PERL, os.X_OK)
     without = behind.admin("sshd", "install", str(tmp_path / "h"))
     assert without.code == 1
     assert "has no [device] section" in without.err

@@ -44,7 +44,7 @@ def test_the_wheel_carries_what_it_needs(tmp_path: Path, database_url: str) -> N
     ).stdout.strip()
     assert Path(where).is_relative_to(site)
     assert (site / "cluster" / "schema.sql").read_text() == (ROOT / "schema.sql").read_text()
-    hook = "sshd_hooks/git-cluster-hook"
-    assert (site / "cluster" / hook).read_text() == (ROOT / hook).read_text()
+    for hook in ("sshd_hooks/git-cluster-hook.pl", "sshd_hooks/git-cluster-hook.py"):
+        assert (site / "cluster" / hook).read_text() == (ROOT / hook).read_text()
     run("init")
     assert '"repositories": []' in run("status", "--json")

@@ -1,21 +1,20 @@
 #!/usr/bin/python3 -IS
-"""What sshd runs for git-cluster, for each connection: so it imports next to nothing.
+"""What sshd runs for git-cluster, three times for each connection: so it imports next to nothing. git-cluster-hook.pl
+is the same in Perl, for where that can do it: it starts faster.
 
     git-cluster-hook keys TYPE KEY          AuthorizedKeysCommand: the line that lets this key in, or nothing
     git-cluster-hook serve WHO…             the forced command of that line: what the client asked for
 
 With the device's daemon up, the request goes to it over a Unix socket; "serve" hands over standard input, output and
 error with it, and waits for the exit code. Without a daemon, git-cluster itself does the work in place of this
-process. `git-cluster sshd install` writes a copy with the four values below as this device has them.
+process. `git-cluster sshd install` writes a copy with the values below as this device has them.
 """
 
+import _socket
 import posix
 import sys
 
-import _socket
-
-PROGRAM = "/usr/local/bin/git-cluster"
-ARGUMENTS = ()
+PROGRAM = ("/usr/local/bin/git-cluster",)
 CONFIG = "/etc/git-cluster/config.toml"
 RUN = "/var/lib/git-cluster/run"
 
@@ -56,7 +55,9 @@ def main():
     except OSError:
         fail("this device's git-cluster does not answer; try again in a moment")
     if not code:
-        fail("this device's git-cluster ended in the middle of the request; look whether it was done, then try again")
+        fail(
+            "this device's git-cluster ended in the middle of the request; look whether it was done, then try again"
+        )
     posix._exit(code[0])
 
 
@@ -70,11 +71,13 @@ def hand_over(daemon):
 def without_daemon(environ):
     verb, *words = sys.argv[1:]
     hook = [sys.argv[0]] if verb == "keys" else []
-    words = [PROGRAM, *ARGUMENTS, "--config", CONFIG, "sshd", verb, "--", *hook, *words]
+    words = [*PROGRAM, "--config", CONFIG, "sshd", verb, "--", *hook, *words]
     try:
-        posix.execve(PROGRAM, words, environ)
+        posix.execve(PROGRAM[0], words, environ)
     except OSError as error:
-        fail(f"git-cluster cannot be started on this device: {error.strerror}; an administrator can mend that")
+        fail(
+            f"git-cluster cannot be started on this device: {error.strerror}; an administrator can mend that"
+        )
 
 
 def fail(why):
