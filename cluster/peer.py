@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import paramiko  # type: ignore[import-untyped,unused-ignore]
+from paramiko.common import cMSG_CHANNEL_REQUEST  # type: ignore[import-untyped,unused-ignore]
 
 from cluster.errors import PeerFailed
 from cluster.keyfiles import load_key
@@ -68,7 +69,7 @@ class _Pool:
         self._handshakes = threading.BoundedSemaphore(HANDSHAKES)
 
     def open(self, command: str, protocol: str) -> tuple[Wire, Any]:
-        """A connection, and a channel on it on which the device has begun `command`.
+        """A connection, and a channel on it on which the device has been asked to run `command`.
 
         A kept connection may have died unnoticed, or the device may take no more on it: then a new one, once.
         Nothing has been sent to the command by then, so beginning it again repeats nothing.
@@ -196,8 +197,21 @@ def _begin(wire: Wire, command: str, protocol: str) -> Any:
     channel = wire.open_session(timeout=CHANNEL_TIMEOUT)
     if protocol:
         channel.set_environment_variable("GIT_PROTOCOL", protocol)
-    channel.exec_command(command)
+    _ask_to_run(channel, command)
     return channel
+
+
+def _ask_to_run(channel: Any, command: str) -> None:
+    """paramiko's exec_command, without a round trip for the answer: what is sent next is read after it in any case.
+    A device that says no closes the channel, so that whoever waits for the command finds it at its end."""
+    request = paramiko.Message()
+    request.add_byte(cMSG_CHANNEL_REQUEST)
+    request.add_int(channel.remote_chanid)
+    request.add_string("exec")
+    request.add_boolean(True)
+    request.add_string(command)
+    channel._event_pending()
+    channel.get_transport()._send_user_message(request)
 
 
 class Peers:

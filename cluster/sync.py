@@ -3,8 +3,9 @@
 The push log says what every ref is at every version; a leader is needed only for objects that are not here yet.
 So a sync never copies another device's refs, and a device with a wiped disk can empty nobody.
 
-    look      under the replica's write lock (flock): row, marker and refs, as they are between two pushes
-    plan      trusted: the changes since our version, from the log
+    look      under the replica's write lock (flock): row, marker and refs, as they are between two pushes; with the row
+              come the changes since the marker's version
+    plan      trusted: those changes
               not trusted (wiped, rolled back, altered, demoted): all refs of the newest version, from the log
     fetch     what `wanted` reaches and is not here, from the leaders in turn. No write lock; it may take hours.
               trusted: as a pack, since the log says what both have (pulling.py); otherwise by `git fetch`
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC
@@ -29,6 +30,7 @@ from uuid import UUID
 
 from cluster import aside, git, history, pulling
 from cluster.bell import Bell
+from cluster.db import Changes
 from cluster.errors import (
     ClientGone,
     ClusterError,
@@ -132,8 +134,8 @@ def _once(node: Node, repository_id: int, say: Say, *, trust: bool) -> Snapshot 
     """The row that it ended with; None: what the log says does not fit this disk."""
     with node.store.adding_objects(repository_id) as objects:
         with _write_lock(node, repository_id):
-            snapshot = history.reclaimed(node, node.db.snapshot_of(repository_id))
-            plan = _look(node, snapshot, say, trust=trust)
+            snapshot, changes = _seen(node, repository_id)
+            plan = _look(node, snapshot, changes, say, trust=trust)
             if plan is None:
                 return snapshot
             here = _at_hand(node, snapshot, plan) if plan.trusted else None
@@ -150,6 +152,15 @@ def _once(node: Node, repository_id: int, say: Say, *, trust: bool) -> Snapshot 
     if not done:
         return None
     return _synced(snapshot, node.name, plan) if plan.trusted else node.db.snapshot_of(repository_id)
+
+
+def _seen(node: Node, repository_id: int) -> tuple[Snapshot, Changes | None]:
+    """The row, and what the log has since the version that this disk says it is at."""
+    marker = node.store.marker(repository_id)
+    if marker is None:
+        return history.reclaimed(node, node.db.snapshot_of(repository_id)), None
+    snapshot, changes = node.db.snapshot_and_changes(repository_id, marker.version)
+    return history.reclaimed(node, snapshot), changes
 
 
 def _synced(snapshot: Snapshot, device: str, plan: Plan) -> Snapshot:
@@ -194,8 +205,8 @@ def _write_lock(node: Node, repository_id: int) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- look
 
 
-def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | None:
-    """What is to be done, or None where the replica is current."""
+def _look(node: Node, snapshot: Snapshot, changes: Changes | None, say: Say, *, trust: bool) -> Plan | None:
+    """What is to be done, or None where the replica is current. changes: what the log was seen to have, if it was."""
     repository, store = snapshot.repository, node.store
     mine = snapshot.of(node.name)
     if mine is None:
@@ -230,7 +241,7 @@ def _look(node: Node, snapshot: Snapshot, say: Say, *, trust: bool) -> Plan | No
         return None
     if trusted:
         assert mine.position is not None
-        plan = _changes_since(node, snapshot, mine.position)
+        plan = _changes_since(node, snapshot, mine.position, changes)
         if plan is not None:
             return plan
     differs = mine.position is not None and disk != mine.position.checksum
@@ -251,17 +262,21 @@ def _distrust(node: Node, snapshot: Snapshot, why: str) -> None:
     node.db.quarantine(snapshot.repository.id, node.name, why)
 
 
-def _changes_since(node: Node, snapshot: Snapshot, was: Position) -> Plan | None:
+def _changes_since(node: Node, snapshot: Snapshot, was: Position, changes: Changes | None) -> Plan | None:
     """The incremental plan, or None where the log and the checksums do not fit together."""
     repository = snapshot.repository
-    updates, entries = node.db.changes(repository.id, was.version, repository.version)
+    if changes is None or not changes.lead(
+        was.version, repository.version
+    ):  # there was another push meanwhile
+        changes = node.db.changes(repository.id, was.version, repository.version)
+    updates, entries = changes.updates, changes.entries
     if updated(was.checksum, updates) != repository.position.checksum:
         return None
     thawed = any(entry.via == "thaw" for entry in entries)
     return Plan(
         was=was,
         target=repository.position,
-        updates=tuple(updates),
+        updates=updates,
         wanted=_objects(updates),
         known=tuple(
             {
@@ -272,11 +287,11 @@ def _changes_since(node: Node, snapshot: Snapshot, was: Position) -> Plan | None
         settled=tuple(entry.push_id for entry in entries),
         keep=tuple((u.ref, u.old) for u in updates if thawed and not u.creates),
         trusted=True,
-        entries=(replace(entries[0], refs=tuple(updates)),) if len(entries) == 1 else None,
+        entries=(replace(entries[0], refs=updates),) if len(entries) == 1 else None,
     )
 
 
-def _anchors(node: Node, repository_id: int, updates: list[RefUpdate]) -> set[str]:
+def _anchors(node: Node, repository_id: int, updates: Sequence[RefUpdate]) -> set[str]:
     """What else is here for sure, where the old values of `updates` do not tell: a new ref may start anywhere."""
     if not any(update.creates and update.ref != HEAD for update in updates):
         return set()
@@ -308,7 +323,7 @@ def _everything(node: Node, snapshot: Snapshot, mine: Replica) -> Plan:
     )
 
 
-def _objects(updates: list[RefUpdate]) -> tuple[str, ...]:
+def _objects(updates: Sequence[RefUpdate]) -> tuple[str, ...]:
     return tuple({u.new for u in updates if u.ref != HEAD and not u.deletes})
 
 

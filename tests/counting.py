@@ -20,7 +20,7 @@ from threading import Lock, Thread
 
 BY_ITSELF = re.compile(
     r"update device |with beat|listen |select 1$|select set_config\('tcp_|\(parse\)|webhook w|"
-    r"insert into (measurement|copies)|select r\.repository_id|update push |begin|commit$"
+    r"insert into (measurement|copies)|^select r\.repository_id|update push |begin|commit$"
 )
 """What a device asks without being asked anything."""
 

@@ -19,6 +19,7 @@ from tests.postgres_fixture import OwnPostgres
 
 LOGIN, LOOK, LOOK_AGAIN = "whose key", "may they, and what is newest", "what is newest"
 LOCK, INTEND, COMMIT, UNLOCK = "lock, and what is newest", "intend", "commit", "unlock"
+LOOK_AND_CHANGES, CHANGES, CLAIM = "what is newest, and since when", "what has changed", "claim"
 ASKED = {
     "select a.name as user_name": LOGIN,
     "select t.id": LOGIN,
@@ -26,8 +27,10 @@ ASKED = {
     "update replica r set intent_token": INTEND,
     "with turned as": COMMIT,
     "select pg_advisory_unlock_all": UNLOCK,
+    "select ref, (array_agg": CHANGES,
+    "with old as": CLAIM,
 }
-KNOWN = {*ASKED.values(), LOOK, LOOK_AGAIN}
+KNOWN = {*ASKED.values(), LOOK, LOOK_AGAIN, LOOK_AND_CHANGES}
 
 TIMES = 4
 """Requests of which none may ask anything else."""
@@ -90,6 +93,8 @@ class Counted:
 def kind(trip: Trip) -> str:
     text = trip.statements[0]
     if text.startswith("select p.id as p_id"):
+        if len(trip.statements) > 1:
+            return LOOK_AND_CHANGES
         return LOOK if "json_agg" in text else LOOK_AGAIN
     return next((name for begin, name in ASKED.items() if text.startswith(begin)), text)
 
@@ -186,3 +191,22 @@ def test_a_push_with_a_second_copy_looks_once_more_before_it_waits_for_its_turn(
     app.pushed("a", "main")
     asked = counted.asked(up_to=COMMIT)
     assert asked[-5:] == [LOOK, LOOK_AGAIN, LOCK, INTEND, COMMIT]
+
+
+@pytest.mark.parametrize(("copies", "again"), [(1, [LOOK_AGAIN]), (2, [])], ids=["fetched", "staged"])
+def test_a_sync_is_two_round_trips_and_one_more_after_a_fetch(
+    counted: Counted, copies: int, again: list[str]
+) -> None:
+    counted.start("ab")
+    app = Project.named(counted.cluster, "app", min_copies=copies)
+    for number in range(WARM):
+        app.commit(f"number {number}")
+        app.pushed("b", "main")
+        app.converge()
+    for number in range(TIMES):
+        app.commit(f"more {number}")
+        counted.forget(app)
+        app.pushed("b", "main")
+        app.converge()
+        asked = [what for what in counted.asked(up_to=CLAIM) if what != LOGIN]
+        assert asked[-2 - len(again) :] == [LOOK_AND_CHANGES, *again, CLAIM]

@@ -24,7 +24,7 @@ from cluster.db.overview import STATES, Backlog, Behind, Overview, Presence, Stu
 from cluster.db.own import Listed, Own, OwnKey, Standing
 from cluster.db.placing import Placing
 from cluster.db.recall import Copy, Recall, Recollection
-from cluster.db.replicas import Held, Replicas
+from cluster.db.replicas import Changes, Held, Replicas
 from cluster.db.repositories import Repositories, no_repository
 from cluster.db.schema import SCHEMA_VERSION, Connection, schema_file
 from cluster.db.tokens import Token, Tokens
@@ -63,6 +63,7 @@ __all__ = [
     "Backlog",
     "Behind",
     "Change",
+    "Changes",
     "Connection",
     "Copy",
     "Count",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, LiteralString, Self
+from typing import Any, LiteralString, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -23,6 +23,8 @@ from cluster.db.schema import (
 )
 from cluster.errors import ConfigError, DatabaseUnavailable, Exists
 from cluster.measure import Measures
+
+T = TypeVar("T")
 
 CHANNEL = "git_cluster"
 """The NOTIFY channel. Payload: the id of a repository that has a new version, or "" for "look around"."""
@@ -144,25 +146,40 @@ class Connections:
 
     def _read(self, query: LiteralString, params: Mapping[str, Any] | None = None) -> list[Row]:
         """Rows of a statement that may be run twice: on a new connection where the first one ended under it."""
+        return self._answers(lambda link: link.execute(query, params).fetchall())
+
+    def _read_both(
+        self, one: LiteralString, other: LiteralString, params: Mapping[str, Any]
+    ) -> tuple[list[Row], list[Row]]:
+        """The same of two statements that go out together and cost one round trip. The second one may see more."""
+
+        def ask(link: Link) -> tuple[list[Row], list[Row]]:
+            with link.pipeline():
+                cursors = link.execute(one, params), link.execute(other, params)
+            return cursors[0].fetchall(), cursors[1].fetchall()
+
+        return self._answers(ask)
+
+    def _answers(self, ask: Callable[[Link], T]) -> T:
         with translated():
             try:
-                return self._rows(query, params)
+                return self._asked(ask)
             except _Ended:
                 self._pool.reap(0)
-            return self._rows(query, params)
+            return self._asked(ask)
 
-    def _rows(self, query: LiteralString, params: Mapping[str, Any] | None) -> list[Row]:
+    def _asked(self, ask: Callable[[Link], T]) -> T:
         with self._pool.connection() as link:
             try:
                 with self.measures.querying():
-                    rows = link.execute(query, params).fetchall()
+                    answer = ask(link)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if link.closed:
                     raise _Ended(str(error)) from error
                 raise
             if not link.takes_writes:
                 raise _Ended("the server has become read-only")
-            return rows
+            return answer
 
     def _write(self, query: LiteralString, params: Mapping[str, Any] | None = None) -> list[Row]:
         """Rows of a statement that is run once. Raises DatabaseUnavailable when it is unknown whether it was."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import LiteralString
 
 from cluster.db.connections import CHANNEL, Connections, notify, translated
 from cluster.db.devices import MAY_FENCE
 from cluster.db.placing import lock_placement
-from cluster.db.rows import log_entry_of
+from cluster.db.repositories import SNAPSHOT_OF, the_one
+from cluster.db.rows import Row, log_entry_of
 from cluster.db.schema import Connection
 from cluster.errors import WriteConflict
 from cluster.model import (
@@ -19,6 +21,7 @@ from cluster.model import (
     LogEntry,
     Position,
     RefUpdate,
+    Snapshot,
 )
 
 
@@ -36,31 +39,60 @@ class Held:
     named: bool
 
 
-class Replicas(Connections):
-    """What replicas claim, what they lack, and which of them is trusted."""
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened between two versions: each ref's first old and last new value (where they differ), and the entries
+    (without their refs)."""
 
-    def changes(self, repository_id: int, since: int, until: int) -> tuple[list[RefUpdate], list[LogEntry]]:
-        """What happened after `since` up to `until`: each ref's first old and last new value (where they differ),
-        and the entries (without their refs)."""
-        rows = self._read(
-            """select ref, (array_agg(old order by version))[1] as old,
-                      (array_agg(new order by version desc))[1] as new,
-                      null::bigint as version, null::uuid as push_id, null as actor, null as device, null as via,
-                      null as address, null::timestamptz as at, null::bytea as checksum
-                 from push_ref where repository_id = %(id)s and version > %(since)s and version <= %(until)s
-                group by ref
-                union all
-               select null, null, null, version, push_id, actor, device, via, address, at, checksum from push
-                where repository_id = %(id)s and version > %(since)s and version <= %(until)s
-                order by ref, version""",
-            {"id": repository_id, "since": since, "until": until},
+    updates: tuple[RefUpdate, ...]
+    entries: tuple[LogEntry, ...]
+
+    def lead(self, since: int, until: int) -> bool:
+        """Whether they are those after `since` up to `until`."""
+        return bool(self.entries) and (self.entries[0].version, self.entries[-1].version) == (
+            since + 1,
+            until,
         )
-        updates = [
+
+
+_NEWEST = (1 << 63) - 1
+"""No version is greater: PostgreSQL's largest bigint."""
+
+_CHANGES: LiteralString = """
+    select ref, (array_agg(old order by version))[1] as old, (array_agg(new order by version desc))[1] as new,
+           null::bigint as version, null::uuid as push_id, null as actor, null as device, null as via, null as address,
+           null::timestamptz as at, null::bytea as checksum
+      from push_ref where repository_id = %(id)s and version > %(since)s and version <= %(until)s group by ref
+     union all
+    select null, null, null, version, push_id, actor, device, via, address, at, checksum
+      from push where repository_id = %(id)s and version > %(since)s and version <= %(until)s
+     order by ref, version"""
+
+
+def _changes(rows: list[Row]) -> Changes:
+    return Changes(
+        updates=tuple(
             RefUpdate(row["ref"], row["old"], row["new"])
             for row in rows
             if row["version"] is None and row["old"] != row["new"]
-        ]
-        return updates, [log_entry_of(row, ()) for row in rows if row["version"] is not None]
+        ),
+        entries=tuple(log_entry_of(row, ()) for row in rows if row["version"] is not None),
+    )
+
+
+class Replicas(Connections):
+    """What replicas claim, what they lack, and which of them is trusted."""
+
+    def changes(self, repository_id: int, since: int, until: int) -> Changes:
+        """What happened after `since` up to `until`."""
+        return _changes(self._read(_CHANGES, {"id": repository_id, "since": since, "until": until}))
+
+    def snapshot_and_changes(self, repository_id: int, since: int) -> tuple[Snapshot, Changes]:
+        """`snapshot_of`, and what happened after `since`, in one round trip: the changes may be newer. NotFound when
+        the repository was deleted."""
+        params = {"id": repository_id, "since": since, "until": _NEWEST}
+        seen, changed = self._read_both(SNAPSHOT_OF, _CHANGES, params)
+        return the_one(seen), _changes(changed)
 
     def refs_at(self, repository_id: int, version: int) -> dict[str, str]:
         """Every ref (and HEAD) as the log says it stood at `version`; deleted ones are left out."""
