@@ -14,13 +14,17 @@ import logging
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from cluster import webhooks
 from cluster.db import Change, Database, Lease
-from cluster.delivery import DEADLINE, Outcome, send
 from cluster.errors import ClusterError, DatabaseUnavailable
 from cluster.feed import document
 from cluster.node import Node
+from cluster.webhooks import DEADLINE
+
+if TYPE_CHECKING:  # an HTTP client takes long to import, and most devices have nobody to tell
+    from cluster.delivery import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +133,8 @@ class Deliverer:
 
     def _tell(self, lease: Lease, change: Change) -> Outcome | None:
         """None: the lease has run out meanwhile, or the webhook is not wanted any more."""
+        from cluster.delivery import send
+
         body = json.dumps(document(change)).encode()
         return send(
             lease.url,

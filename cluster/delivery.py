@@ -18,13 +18,10 @@ from cluster import webhooks
 from cluster.db import Webhook
 from cluster.errors import Refused, UsageError
 from cluster.status import timestamp
-from cluster.webhooks import Target, target
+from cluster.webhooks import DEADLINE, Target, target
 
 TIMEOUT = 10.0
 """Seconds to connect, and between two signs of life of an answer."""
-
-DEADLINE = 12.0
-"""Seconds for a whole delivery, whatever the receiver does."""
 
 MOST_ANSWER = 64 * 1024
 """Bytes of an answer that are read, so that its connection ends well. Nothing is done with them."""

@@ -7,20 +7,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster import openssh, ssh
-from cluster.config import Config
-from cluster.http import server as http
-from cluster.http.app import App
-from cluster.http.figures import Figures
-from cluster.http.server import HttpServer
-from cluster.http.site import Site, open_site
+from cluster.config import Address, Config
 from cluster.meters import Meters
 from cluster.node import Node
 from cluster.openssh import HookServer
 from cluster.requests import Requests
 from cluster.sharing import Shared, State
 from cluster.ssh import SshServer
+
+if TYPE_CHECKING:  # what HTTP needs takes longer to import than all else: only where it is served
+    from cluster.http.figures import Figures
+    from cluster.http.server import HttpServer
+    from cluster.http.site import Site
 
 GRACE = 10.0
 """Seconds for requests under way at a clean stop. A commit takes milliseconds; a slow client is not waited for."""
@@ -40,7 +41,7 @@ class Sockets:
         return cls(
             openssh.bind(folder),
             ssh.bind(config.ssh.listen) if config.ssh else None,
-            http.bind(config.http.listen) if config.http else None,
+            _bind_http(config.http.listen) if config.http else None,
         )
 
     def close(self) -> None:
@@ -58,6 +59,12 @@ class Sockets:
             name = "HTTPS" if config.http.certificate else "HTTP"
             text += " and {} on {} port {}".format(name, *self.http.getsockname()[:2])
         return text
+
+
+def _bind_http(listen: Address) -> socket.socket:
+    from cluster.http.server import bind
+
+    return bind(listen)
 
 
 class Endpoints:
@@ -83,6 +90,10 @@ class Endpoints:
                 config.ssh.listen, config.ssh.host_key, requests, node.limits, shared.ssh_logins
             )
         if config.http is not None:
+            from cluster.http.app import App
+            from cluster.http.server import HttpServer
+            from cluster.http.site import open_site
+
             self._site = open_site(node, requests, config.http, shared.http_logins, figures)
             self._http = HttpServer(config.http, App(self._site), grace=node.limits.login_grace, finish=GRACE)
         self._servers = [each for each in (self._hooks, self._ssh, self._http) if each is not None]

@@ -26,6 +26,9 @@ PREFIX = "whsec_"
 FIRST, LONGEST = 1.0, 3600.0
 """Seconds until the second try, and at the most between two."""
 
+DEADLINE = 12.0
+"""Seconds for a whole delivery, whatever the receiver does."""
+
 MOST_URL = 2000
 
 _URL = re.compile(r"[!-\[\]-~]+")  # printable ASCII without the backslash, which browsers read as a slash

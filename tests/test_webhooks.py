@@ -17,7 +17,7 @@ import pytest
 from cluster import delivery as delivering
 from cluster.deliver import LEASE
 from cluster.delivery import send
-from cluster.webhooks import new_secret
+from cluster.webhooks import DEADLINE, new_secret
 from tests.cluster_fixture import Cluster, Project
 from tests.conftest import new_cluster, new_database
 from tests.receiver import Receiver, verified
@@ -321,7 +321,7 @@ def test_answers_that_are_none(answer: bytes, says: str) -> None:
 
 def test_an_answer_that_drips_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, and the answer never does."""
-    assert delivering.DEADLINE < LEASE
+    assert DEADLINE < LEASE
     monkeypatch.setattr(delivering, "DEADLINE", 1.0)
 
     def serve() -> None:
