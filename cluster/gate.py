@@ -212,7 +212,7 @@ class Write:
     ) -> None:
         self._node, self._repository, self._request = node, repository, request
         self._connection, self._seen, self._lock = held.connection, held.seen, lock
-        self._let_go = held.let_go
+        self._caught_up, self._let_go = held.caught_up, held.let_go
         self._session = held.connection.info.backend_pid
         self._intent: Intent | None = None
         self._doubtful = False
@@ -247,6 +247,7 @@ class Write:
         )
         if not current:
             snapshot = catch_up(self._node, self._repository.id, say, gone)
+            self._caught_up()
         self._base = snapshot.repository.position
         return self._base
 

@@ -39,25 +39,28 @@ LAST_WORDS = 5.0
 
 IN_A_ROW, AT_MOST = 4, 1.0
 """Writes of one device under one lock, and seconds after which none is added, while others may be waiting for it
-elsewhere: a push takes milliseconds, but a hook may take its time."""
+elsewhere: a push takes milliseconds, but a hook may take its time. Seconds for a sync before the first of them do not
+count: where other devices are far it takes longer than several writes, and is worth it for several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """The write lock: the connection that holds it, and the repository as it was seen right after it was got.
 
-    let_go: hand the lock on, or give it back, before the context is left. The connection is another one's then.
+    caught_up: to be told that what other devices wrote is here now. let_go: hand the lock on, or give it back, before
+    the context is left. The connection is another one's then.
     """
 
     connection: Connection
     seen: Snapshot
+    caught_up: Callable[[], None]
     let_go: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Handed:
     """A lock on its way to the next one here. place: gives the connection, and so the lock, back. row: how many have
-    had it, the first of them since `since`."""
+    had it, since `since` without a sync."""
 
     place: ExitStack
     connection: Connection
@@ -139,6 +142,11 @@ def write_lock(
     since: float | None = None
     left = False
 
+    def caught_up() -> None:
+        nonlocal handed
+        if handed is not None:
+            handed = replace(handed, since=time.monotonic())
+
     def let_go() -> None:
         nonlocal left
         if left:
@@ -160,7 +168,7 @@ def write_lock(
             raise
         since = time.monotonic()
         measures.lock_waited(waiting.so_far)
-        yield Held(handed.connection, seen, let_go)
+        yield Held(handed.connection, seen, caught_up, let_go)
     finally:
         let_go()
 

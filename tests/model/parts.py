@@ -78,10 +78,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lock:
-    """The write lock: its place in PostgreSQL's queue, when it was granted, and how many had it in a row."""
+    """The write lock: its place in PostgreSQL's queue, when it was granted, since when it has been held without a sync,
+    and how many had it in a row."""
 
     place: simpy.resources.resource.Request
     granted: float
+    since: float
     row: int = 1
 
 

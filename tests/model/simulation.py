@@ -19,7 +19,7 @@ from typing import Any
 import simpy
 
 from cluster.faults import Step
-from cluster.locks import IN_A_ROW
+from cluster.locks import AT_MOST, IN_A_ROW
 from cluster.measure import ReadStep
 from tests.model.constants import CONNECT, Constants, Cost, Work
 from tests.model.parts import QUANTUM, Cores, Lock, Outcome, Process, Repository, Setting
@@ -198,12 +198,13 @@ class World:
         yield turn
         lock = yield from self._locked(repository, device, costs[Step.LOCK])
         known = self.env.now
-        replica = yield from self._held(repository, device, costs, work, keepers)
+        replica, settled = yield from self._held(repository, device, costs, work, keepers)
         version = repository.at[device]
         if self.counts:
             self.outcome.held.append(self.env.now - known)
-        if lock.row < IN_A_ROW and repository.turns[device].queue:
-            repository.handed[device] = Lock(lock.place, lock.granted, lock.row + 1)
+        since = settled or lock.since
+        if lock.row < IN_A_ROW and self.env.now - since < AT_MOST and repository.turns[device].queue:
+            repository.handed[device] = Lock(lock.place, lock.granted, since, lock.row + 1)
         else:
             self.env.process(self._release(repository, lock))
         repository.turns[device].release(turn)
@@ -255,7 +256,7 @@ class World:
             yield request
             granted = self.env.now
             yield from self.trip(setting.rtt_database, 0.5)
-            return Lock(request, granted)
+            return Lock(request, granted, self.env.now)
         yield from self.trip(setting.rtt_database, 0.5)
         yield from self.ask(constants.wait_before - 1)
         yield from self.trip(setting.rtt_database, 0.5)
@@ -264,16 +265,19 @@ class World:
         granted = self.env.now
         yield from self.trip(setting.rtt_database, 0.5)
         yield from self.ask(constants.wait_after)
-        return Lock(request, granted)
+        return Lock(request, granted, self.env.now)
 
     def _held(
         self, repository: Repository, device: int, costs: Costs, work: Work, keepers: list[int]
-    ) -> Generator[Any, Any, simpy.resources.resource.Request]:
-        """From "clear" to "commit"; the replica's lock, which goes on to be held."""
+    ) -> Generator[Any, Any, tuple[simpy.resources.resource.Request, float | None]]:
+        """From "clear" to "commit"; the replica's lock, which goes on to be held, and when a sync ended, if there was
+        one."""
+        settled = None
         yield from self._step(device, costs, Step.CLEAR, work)
         yield from self._step(device, costs, Step.SETTLE, work)
         if repository.at[device] < repository.version:
             yield from self.sync(repository, device)
+            settled = self.env.now
         replica = repository.files[device].request()
         yield replica
         yield from self._step(device, costs, Step.INTEND, work)
@@ -287,7 +291,7 @@ class World:
         self._commit(repository, device, keepers)
         yield from self.trip(self.setting.rtt_database, 0.5)
         yield from self.work(device, self._share(costs, Step.COMMIT, work), self.own(costs, Step.COMMIT))
-        return replica
+        return replica, settled
 
     def _commit(self, repository: Repository, device: int, keepers: list[int]) -> None:
         repository.version += 1
