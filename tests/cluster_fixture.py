@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dulwich.protocol import Protocol
 
 from cluster.db import Database
-from cluster.loopback import Loopback
+from cluster.loopback import Loopback, LoopbackDevice
 from cluster.model import Checksum, LogEntry, Snapshot
 from cluster.versions import checksum_of
 
@@ -44,6 +44,8 @@ class Cluster(Loopback):
         database: str,
         writes: Mapping[str, str],
         sections: Mapping[str, Mapping[str, str | int]] | None = None,
+        *,
+        http: bool = True,
     ) -> None:
         super().__init__(
             directory,
@@ -51,7 +53,12 @@ class Cluster(Loopback):
             writes=_toml(writes),
             sections={name: _toml(options) for name, options in (sections or {}).items()},
         )
+        self._http = http
         self._db: Database | None = None
+
+    def new_device(self, name: str) -> LoopbackDevice:
+        device = super().new_device(name)
+        return device if self._http else replace(device, http_port=None)
 
     @property
     def db(self) -> Database:

@@ -58,6 +58,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("endpoint", which, indirect=True, scope="module")
 
 
+def serves_http(request: pytest.FixtureRequest) -> bool:
+    """Whether the built-in endpoint's devices serve HTTP, too: in a file that says `HTTP = True`. It makes each of them
+    start in twice the time."""
+    return bool(getattr(request.module, "HTTP", False))
+
+
 @pytest.fixture(scope="module")
 def endpoint(request: pytest.FixtureRequest) -> str:
     """One of ENDPOINTS."""
@@ -70,9 +76,11 @@ def new_cluster(
     database: str,
     writes: Mapping[str, str],
     sections: Mapping[str, Mapping[str, str | int]] | None = None,
+    *,
+    http: bool = True,
 ) -> Cluster:
     if endpoint == "built-in":
-        return Cluster(directory, database, writes, sections)
+        return Cluster(directory, database, writes, sections, http=http)
     if endpoint == "http":  # and, so that these are tried as well, with workers
         return HttpCluster(directory, database, writes, {"device": {"workers": 2}, **(sections or {})})
     without = "a" if "no daemon" in endpoint else ""
@@ -80,7 +88,9 @@ def new_cluster(
 
 
 @pytest.fixture
-def make_cluster(endpoint: str, database_url: str, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+def make_cluster(
+    endpoint: str, database_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Cluster]]:
     """Make a cluster of real devices on loopback: make_cluster("abc"), or with `start=""` to start some later.
 
     sections: tables of the devices' configuration: make_cluster("a", sections={"limits": {"push_refs": 3}}).
@@ -94,7 +104,8 @@ def make_cluster(endpoint: str, database_url: str, tmp_path: Path) -> Iterator[C
         sections: Mapping[str, Mapping[str, str | int]] | None = None,
         **writes: str,
     ) -> Cluster:
-        cluster = new_cluster(endpoint, tmp_path / f"cluster{len(made)}", database_url, writes, sections)
+        folder, http = tmp_path / f"cluster{len(made)}", serves_http(request)
+        cluster = new_cluster(endpoint, folder, database_url, writes, sections, http=http)
         made.append(cluster)
         cluster.set_up(list(names))
         for name in names if start is None else start:
@@ -115,10 +126,13 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def devices(endpoint: str, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def devices(
+    endpoint: str, postgres: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
     """Devices a, b and c that are up, shared by a file whose tests break nothing and have a repository each."""
+    folder = tmp_path_factory.mktemp("devices") / "cluster"
     with new_database(postgres) as url:
-        cluster = new_cluster(endpoint, tmp_path_factory.mktemp("devices") / "cluster", url, {})
+        cluster = new_cluster(endpoint, folder, url, {}, http=serves_http(request))
         try:
             cluster.set_up(list("abc"))
             for device in "abc":

@@ -15,6 +15,8 @@ from cluster.keyfiles import generate_key
 from cluster.model import Level
 from tests.cluster_fixture import Cluster, Project
 
+HTTP = True
+
 ROLES = ("nobody", "reader", "owner", "admin", "read_only")
 
 

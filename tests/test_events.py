@@ -32,6 +32,8 @@ from tests.cluster_fixture import Cluster, Project
 from tests.listening import Listening
 from tests.ssh_fixture import until
 
+HTTP = True
+
 
 def make_token(db: Database, user: str = USER) -> str:
     secret = tokens.new()

@@ -111,6 +111,9 @@ def site(tmp_path: Path, database_url: str, mutant: Mutant, copies: int) -> Iter
             cluster.start(device)
         cluster.create("team/app", min_copies=copies)
         made = Site(cluster)
+        cluster.wait(
+            cluster.converged, "the new repository is everywhere"
+        )  # a mutant may not see to it itself
         assert made.push(made.one, "b")
         cluster.converge()
         yield made

@@ -27,6 +27,7 @@ from tests.cluster_fixture import Cluster, Project
 from tests.http_fixture import HttpCluster
 
 ENDPOINTS = ("http",)
+HTTP = True
 Make = Callable[..., HttpCluster]
 ZERO = "0" * 40
 

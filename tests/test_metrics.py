@@ -23,6 +23,8 @@ from cluster.meters import Meters
 from cluster.model import EventKind, Level
 from tests.cluster_fixture import Cluster, Project, RawPush
 
+HTTP = True
+
 Figures = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 ROOT = Path(__file__).parent.parent
 STEPS = [step.value for step in Step if step is not Step.DONE]

@@ -19,6 +19,7 @@ from tests.cluster_fixture import Cluster, Project
 from tests.http_fixture import HttpCluster
 
 ENDPOINTS = ("http",)
+HTTP = True
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 

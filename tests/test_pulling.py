@@ -16,6 +16,8 @@ from tests.test_hostile_commands import refused
 from tests.test_metrics import Moved
 from tests.test_sync_cost import fetches
 
+HTTP = True
+
 
 def pulled(moved: Moved, outcome: str = "ok") -> float:
     """How often other devices were given a pack by this one, or were not."""

@@ -259,6 +259,7 @@ def test_what_nobody_foresaw_ends_the_push() -> None:
 # ------------------------------------------------------------------------------------------------------ real devices
 
 ENDPOINTS = ("built-in", "http")
+HTTP = True
 
 
 @contextmanager

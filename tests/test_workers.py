@@ -21,6 +21,8 @@ from tests.test_daemon import Held
 from tests.test_limits import ended, idle, log_lines
 from tests.test_metrics import figures, of
 
+HTTP = True
+
 MakeCluster = Callable[..., Cluster]
 
 
