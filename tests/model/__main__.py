@@ -65,6 +65,7 @@ def _measured(rows: list[dict[str, Any]], models: list[dict[str, float]]) -> lis
                 for row, model in zip(rows, models, strict=True)
                 if row["kind"] == kind and row["min_copies"] == copies and row["database"] == row["peers"]
             ]
+            chosen.sort(key=lambda pair: pair[0]["database"])  # whatever was measured first
             x = [row["database"] for row, _ in chosen]
             lines.append(Curve(name, x, [model[figure] for _, model in chosen]))
             dots.append(Curve(name, x, [row[figure] for row, _ in chosen]))

@@ -13,6 +13,7 @@ import simpy
 
 from cluster.faults import Step
 from tests.model import report
+from tests.model.__main__ import _measured
 from tests.model.constants import (
     CONNECT,
     FILE,
@@ -255,3 +256,14 @@ def test_only_what_is_between_the_marks_is_rewritten(tmp_path: Path) -> None:
     assert file.read_text() == f"before\n\n{marks[0]}\n\nnew\n\n{marks[1]}\n\nafter\n"
     with pytest.raises(ValueError, match="no marks for other"):
         report.rewrite(file, {"other": "new"})
+
+
+def test_a_line_of_the_plot_goes_from_near_to_far_however_it_was_measured() -> None:
+    def row(kind: str, apart: float) -> dict[str, Any]:
+        figures = {"median": apart, "fresh": apart, "pushes": 1 / apart}
+        return {"kind": kind, "min_copies": 1, "database": apart, "peers": apart, **figures}
+
+    rows = [row(kind, apart) for apart in (20.0, 100.0, 1.0) for kind in ("alone", "one device")]
+    for panel in _measured(rows, [dict(each) for each in rows]):
+        for curve in [*panel.curves, *panel.marks]:
+            assert list(curve.x) == sorted(curve.x)
