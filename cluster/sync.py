@@ -134,7 +134,7 @@ def _once(node: Node, repository_id: int, say: Say, *, trust: bool) -> Snapshot 
     """The row that it ended with; None: what the log says does not fit this disk."""
     with node.store.adding_objects(repository_id) as objects:
         with _write_lock(node, repository_id):
-            snapshot, changes = _seen(node, repository_id)
+            snapshot, changes = _seen(node, repository_id, trust=trust)
             plan = _look(node, snapshot, changes, say, trust=trust)
             if plan is None:
                 return snapshot
@@ -154,9 +154,9 @@ def _once(node: Node, repository_id: int, say: Say, *, trust: bool) -> Snapshot 
     return _synced(snapshot, node.name, plan) if plan.trusted else node.db.snapshot_of(repository_id)
 
 
-def _seen(node: Node, repository_id: int) -> tuple[Snapshot, Changes | None]:
-    """The row, and what the log has since the version that this disk says it is at."""
-    marker = node.store.marker(repository_id)
+def _seen(node: Node, repository_id: int, *, trust: bool) -> tuple[Snapshot, Changes | None]:
+    """The row, and what the log has since the version that this disk says it is at, where that is of use."""
+    marker = node.store.marker(repository_id) if trust else None
     if marker is None:
         return history.reclaimed(node, node.db.snapshot_of(repository_id)), None
     snapshot, changes = node.db.snapshot_and_changes(repository_id, marker.version)
@@ -265,9 +265,7 @@ def _distrust(node: Node, snapshot: Snapshot, why: str) -> None:
 def _changes_since(node: Node, snapshot: Snapshot, was: Position, changes: Changes | None) -> Plan | None:
     """The incremental plan, or None where the log and the checksums do not fit together."""
     repository = snapshot.repository
-    if changes is None or not changes.lead(
-        was.version, repository.version
-    ):  # there was another push meanwhile
+    if changes is None or not changes.lead(was.version, repository.version):  # another push came between
         changes = node.db.changes(repository.id, was.version, repository.version)
     updates, entries = changes.updates, changes.entries
     if updated(was.checksum, updates) != repository.position.checksum:

@@ -29,8 +29,6 @@ from tests.cluster_fixture import Cluster, Done
 from tests.postgres_fixture import OwnPostgres
 from tests.proxy import CuttingProxy
 
-HTTP = True
-
 PASSWORD = "hush-5up3r"
 
 

@@ -21,8 +21,6 @@ from tests.conftest import new_database
 from tests.disk_fixture import MOUNTED, Disk, kind_here
 from tests.proxy import CuttingProxy
 
-HTTP = True
-
 LINGER = 30
 
 

@@ -111,9 +111,8 @@ def site(tmp_path: Path, database_url: str, mutant: Mutant, copies: int) -> Iter
             cluster.start(device)
         cluster.create("team/app", min_copies=copies)
         made = Site(cluster)
-        cluster.wait(
-            cluster.converged, "the new repository is everywhere"
-        )  # a mutant may not see to it itself
+        # A mutant may not see to it itself.
+        cluster.wait(cluster.converged, "the new repository is everywhere")
         assert made.push(made.one, "b")
         cluster.converge()
         yield made

@@ -27,8 +27,6 @@ from tests.cluster_fixture import Cluster, Project
 from tests.conftest import new_database
 from tests.http_fixture import HttpCluster
 
-HTTP = True
-
 PROXY = "127.0.0.2"
 
 

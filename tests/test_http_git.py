@@ -27,7 +27,6 @@ from tests.cluster_fixture import Cluster, Project
 from tests.http_fixture import HttpCluster
 
 ENDPOINTS = ("http",)
-HTTP = True
 Make = Callable[..., HttpCluster]
 ZERO = "0" * 40
 

@@ -28,8 +28,6 @@ from tests.endpoint_fixture import Counts, Endpoint
 from tests.http_fixture import HttpCluster
 from tests.probes import PATIENCE, no_git_left, presentable
 
-HTTP = True
-
 CONNECTIONS = 60
 """[http] connections of the device that is harassed."""
 

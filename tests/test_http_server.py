@@ -19,8 +19,6 @@ from cluster.config import Address, HttpSection
 from cluster.http import guard
 from cluster.http.server import HttpServer
 
-HTTP = True
-
 PATIENCE = 30.0
 
 

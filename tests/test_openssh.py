@@ -185,14 +185,9 @@ def kill_daemon(cluster: OpenSSHCluster, clone: StalledClone) -> None:
     cluster.stop_daemon("a", how=signal.SIGKILL)
 
 
+# Without a daemon it is git-cluster that is killed, whichever hook has become that.
 @pytest.mark.parametrize(
-    ("behind", "daemon"),
-    [
-        ("Perl", True),
-        ("Python", True),
-        ("Perl", False),
-    ],  # without a daemon it is git-cluster, whoever becomes that
-    indirect=["behind"],
+    ("behind", "daemon"), [("Perl", True), ("Python", True), ("Perl", False)], indirect=["behind"]
 )
 @pytest.mark.parametrize("kill", [kill_client, kill_hook, kill_sshd, kill_daemon])
 def test_no_git_outlives_whoever_ends_in_the_middle_of_a_clone(

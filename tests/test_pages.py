@@ -19,7 +19,6 @@ from tests.cluster_fixture import Cluster, Project
 from tests.http_fixture import HttpCluster
 
 ENDPOINTS = ("http",)
-HTTP = True
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 

@@ -20,8 +20,6 @@ from tests.breaking import interrupt
 from tests.conftest import new_cluster, new_database
 from tests.http_fixture import HttpCluster
 
-HTTP = True
-
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

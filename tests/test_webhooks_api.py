@@ -26,8 +26,6 @@ from tests.cluster_fixture import Cluster
 from tests.conftest import new_cluster, new_database
 from tests.receiver import Receiver, verified
 
-HTTP = True
-
 ALLOW = {"webhooks": {"private_addresses": "allow"}}
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -57,14 +57,18 @@ def workers(cluster: Cluster, device: str = "a") -> list[int]:
     )
 
 
+def open_files(pid: int) -> set[str]:
+    """What a process has open; nothing once it has ended."""
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            found.add(os.readlink(fd))
+    return found
+
+
 def holds(pid: int, port: int) -> int:
     """Connections to `port` of this machine that a process has open."""
-    mine = set()
-    for fd in Path(f"/proc/{pid}/fd").glob("*"):
-        try:
-            mine.add(os.readlink(fd))
-        except OSError:
-            continue
+    mine = open_files(pid)
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     return sum(
         row[3] == "01" and int(row[1].split(":")[1], 16) == port and f"socket:[{row[9]}]" in mine
@@ -147,14 +151,6 @@ def test_what_a_killed_worker_was_doing_is_healed(make_cluster: MakeCluster, hoo
     assert app.refs("a")["refs/heads/main"] == head(app)
 
 
-def open_files(pid: int) -> list[str]:
-    """None of a process that has ended, or is about to have."""
-    try:
-        return os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return []
-
-
 def test_the_daemon_that_is_killed_takes_them_along(make_cluster: MakeCluster) -> None:
     app = made(make_cluster)
     cluster = app.cluster
@@ -162,7 +158,7 @@ def test_the_daemon_that_is_killed_takes_them_along(make_cluster: MakeCluster) -
         left = workers(cluster)
         cluster.stop("a", how=signal.SIGKILL)
         cluster.start("a")  # at once: it waits until nobody else serves from this disk
-        assert not any(open_files(pid) for pid in left)
+        assert not any(open_files(pid) for pid in left), "one that is only not reaped yet holds nothing"
         for each in sessions:
             ended(each)
     assert app.refs("a")

@@ -49,10 +49,8 @@ class Changes:
 
     def lead(self, since: int, until: int) -> bool:
         """Whether they are those after `since` up to `until`."""
-        return bool(self.entries) and (self.entries[0].version, self.entries[-1].version) == (
-            since + 1,
-            until,
-        )
+        ends = self.entries[:1] + self.entries[-1:]
+        return [entry.version for entry in ends] == [since + 1, until]
 
 
 _NEWEST = (1 << 63) - 1
